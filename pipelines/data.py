@@ -1,0 +1,85 @@
+"""One LightningDataModule for every task: encode once, then length buckets."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, Dataset
+
+from seqapp.data.batching import LengthBuckets
+from seqapp.data.splits import Splits
+from seqapp.tasks import Task
+
+log = logging.getLogger(__name__)
+
+
+class Batches(Dataset[Any]):
+    """Encoded items, fetched a batch at a time: indexed with the list of rows that a sampler chose.
+
+    Args:
+        task: collates, and varies training items.
+        items: encoded examples.
+        buckets: chooses the rows; its epoch also seeds the variation of each item.
+        augment: vary items, as in training.
+    """
+
+    def __init__(self, task: Task[Any, Any], items: Sequence[Any], buckets: LengthBuckets, *, augment: bool) -> None:
+        self.task, self.items, self.buckets, self.augment = task, items, buckets, augment
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, rows: list[int]) -> Any:
+        items = [self.items[row] for row in rows]
+        if self.augment:
+            seed, epoch = self.buckets.seed, self.buckets.epoch
+            items = [
+                self.task.augment(item, random.Random(f"{seed}:{epoch}:{row}"))
+                for row, item in zip(rows, items, strict=True)
+            ]
+        return self.task.collate(items)
+
+
+class Data(pl.LightningDataModule):
+    """The three splits of one data set, encoded by a prepared task.
+
+    Args:
+        task: prepared on the training split.
+        splits: the examples.
+        batch_tokens: padded tokens in one batch.
+        batch_rows: most rows in one batch.
+        seed: of the order of batches.
+    """
+
+    def __init__(
+        self, task: Task[Any, Any], splits: Splits[Any], *, batch_tokens: int, batch_rows: int, seed: int
+    ) -> None:
+        super().__init__()
+        self.task, self.splits = task, splits
+        self.batch_tokens, self.batch_rows, self.seed = batch_tokens, batch_rows, seed
+        self.train_items = task.encode(splits.train)
+        self.validation_items = task.encode(splits.validation)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        lengths = [self.task.augmented_length(self.task.length(item)) for item in self.train_items]
+        buckets = LengthBuckets(
+            lengths, max_tokens=self.batch_tokens, max_rows=self.batch_rows, seed=self.seed, shuffle=True
+        )
+        return self._loader(self.train_items, buckets, augment=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self.evaluation_dataloader(self.validation_items)
+
+    def evaluation_dataloader(self, items: Sequence[Any]) -> DataLoader[Any]:
+        """Batches of ``items`` as they are, sorted by length."""
+        lengths = [self.task.length(item) for item in items]
+        buckets = LengthBuckets(lengths, max_tokens=4 * self.batch_tokens, max_rows=256, shuffle=False)
+        return self._loader(items, buckets, augment=False)
+
+    def _loader(self, items: Sequence[Any], buckets: LengthBuckets, *, augment: bool) -> DataLoader[Any]:
+        # The buckets stand as sampler, not as batch_sampler: there Lightning finds them and sets the epoch.
+        return DataLoader(Batches(self.task, items, buckets, augment=augment), sampler=buckets, batch_size=None)

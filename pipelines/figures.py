@@ -1,0 +1,54 @@
+"""Pictures that a person looks at: learning curves and the confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from seqapp.metrics import Confusion
+
+TRAIN, VALIDATION = "#4c78a8", "#e45756"
+
+
+def learning_curves(history: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Figure:
+    """One panel per score, training beside validation.
+
+    Args:
+        history: metric name such as "train/nll" -> (epoch, value) pairs.
+        title: above the picture.
+    """
+    scores = [name for name in dict.fromkeys(key.partition("/")[2] for key in history)
+              if f"validation/{name}" in history and f"train/{name}" in history]  # fmt: skip
+    figure = Figure(figsize=(4.2 * max(1, len(scores)), 3.6), layout="constrained")
+    figure.suptitle(title)
+    for index, name in enumerate(scores):
+        axes = figure.add_subplot(1, len(scores), index + 1)
+        for part, color in (("train", TRAIN), ("validation", VALIDATION)):
+            points = history[f"{part}/{name}"]
+            axes.plot([epoch + 1 for epoch, _ in points], [value for _, value in points],
+                      color=color, marker="o", markersize=3, label=part)  # fmt: skip
+        axes.set(xlabel="epoch", title={"nll": "nll (nats per text)"}.get(name, name))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def confusion_matrix(confusion: Confusion, title: str) -> Figure:
+    """Rows are true classes, columns what the model said; the colour is the share of the row."""
+    counts, names = confusion.counts, confusion.names
+    size = max(3.2, 0.7 * len(names) + 1.6)
+    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+    axes = figure.add_subplot()
+    shares = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for i in range(len(names)):
+        for j in range(len(names)):
+            axes.text(j, i, f"{int(counts[i, j])}\n{shares[i, j]:.0%}", ha="center", va="center",
+                      color="white" if shares[i, j] > 0.5 else "black", fontsize=9)  # fmt: skip
+    axes.set(xticks=range(len(names)), yticks=range(len(names)), xlabel="said", ylabel="true", title=title)
+    axes.set_xticklabels(names, rotation=30 if len(names) > 3 else 0, ha="right" if len(names) > 3 else "center")
+    axes.set_yticklabels(names)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    return figure

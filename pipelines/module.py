@@ -1,0 +1,123 @@
+"""One LightningModule for every task: the task brings the loss and the metrics, this brings the optimiser."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from seqapp import metrics
+from seqapp.metrics import Metric
+from seqapp.tasks import Task
+
+
+class Learner(pl.LightningModule):
+    """Fits ``model`` to ``task``.
+
+    Args:
+        task: prepared.
+        model: built by the task.
+        learning_rate: the highest rate of the schedule.
+        schedule: "constant", "cosine" or "linear", after the warm-up.
+        warmup: share of all steps in which the rate rises from 0.
+        weight_decay: decoupled decay of weight matrices.
+        seed: of the dropout; each epoch starts from a state that depends on seed and epoch alone, so that an epoch
+            run again after a kill is the same epoch.
+    """
+
+    def __init__(
+        self,
+        task: Task[Any, Any],
+        model: nn.Module,
+        *,
+        learning_rate: float,
+        schedule: str,
+        warmup: float,
+        weight_decay: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.task, self.model = task, model
+        self.learning_rate, self.schedule, self.warmup, self.weight_decay = (
+            learning_rate, schedule, warmup, weight_decay,
+        )  # fmt: skip
+        self.seed = seed
+        self._totals: dict[str, Metric] = {}
+        self._tokens = 0
+        self._seconds = 0.0
+        self._gradient_norms: list[Tensor] = []
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
+        self._totals, self._tokens, self._gradient_norms = {}, 0, []
+        self._seconds = time.perf_counter()
+
+    def training_step(self, batch: Any, batch_index: int) -> Tensor:
+        loss, new = self.task.loss(self.model, batch)
+        if not bool(loss.isfinite()):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} in epoch {self.current_epoch}, step {batch_index}; "
+                "a lower train.learning_rate or train.clip_norm fits"
+            )
+        self._totals = metrics.add(self._totals, new)
+        self._tokens += int(batch.lengths.sum())
+        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        gradients = [p.grad.detach() for p in self.model.parameters() if p.grad is not None]
+        self._gradient_norms.append(torch.nn.utils.get_total_norm(gradients))
+
+    def on_train_epoch_end(self) -> None:
+        # Validation runs inside the epoch and has read the clock already; see on_validation_start.
+        scores = {f"train/{name}": value for name, value in metrics.read(self._totals).items()}
+        scores["train/tokens_per_second"] = self._tokens / self._seconds
+        scores["train/seconds"] = self._seconds
+        scores["train/gradient_norm"] = float(torch.stack(self._gradient_norms).mean())
+        scores["train/learning_rate"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        self._log(scores)
+
+    def on_validation_start(self) -> None:
+        self._seconds = time.perf_counter() - self._seconds
+        self._validation: dict[str, Metric] = {}
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        _, new = self.task.loss(self.model, batch)
+        self._validation = metrics.add(self._validation, new)
+
+    def on_validation_epoch_end(self) -> None:
+        name, _ = self.task.selection
+        scores = metrics.read(self._validation)
+        self._log({f"validation/{key}": value for key, value in scores.items()})
+        self.log(name, scores[name], prog_bar=True, logger=False)
+
+    def configure_optimizers(self) -> Any:
+        spared = {id(p) for module in self.model.modules() if isinstance(module, nn.Embedding)
+                  for p in module.parameters()}  # fmt: skip
+        decayed = [p for p in self.model.parameters() if p.dim() >= 2 and id(p) not in spared]
+        rest = [p for p in self.model.parameters() if p.dim() < 2 or id(p) in spared]
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        optimizer = AdamW([group for group in groups if group["params"]], lr=self.learning_rate, fused=True)
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = LambdaLR(optimizer, lambda step: rate_at(step, total, self.schedule, self.warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _log(self, scores: dict[str, float]) -> None:
+        self.log_dict(scores, batch_size=1)
+
+
+def rate_at(step: int, total: int, schedule: str, warmup: float) -> float:
+    """The learning rate at ``step`` of ``total`` as a share of the highest: a linear rise, then the schedule."""
+    rise = warmup * total
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    progress = min(1.0, (step - rise) / max(1.0, total - rise))
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1 - progress if schedule == "linear" else 1.0

@@ -1,0 +1,56 @@
+"""The sections of a config, and the options of its ``train`` section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from seqapp import tasks  # noqa: F401  (registers tasks, models and networks by name)
+from seqapp.config import Section
+from seqapp.data import bundled, public, tables  # noqa: F401  (registers the data sources by name)
+from seqapp.data.splits import SOURCES
+from seqapp.models.registry import MODELS
+from seqapp.registry import Count, NonNegative, Positive, Size
+from seqapp.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Training:
+    """How weights are fitted.
+
+    Args:
+        epochs: most passes over the training split.
+        batch_tokens: padded tokens in one batch.
+        batch_rows: most rows in one batch.
+        learning_rate: the highest rate of the schedule.
+        schedule: how the rate falls after the warm-up, over all epochs.
+        warmup: share of all steps in which the rate rises from 0.
+        weight_decay: decoupled decay of weight matrices; biases, norms and embeddings are spared.
+        clip_norm: largest norm of the whole gradient; 0 does not clip.
+        patience: stop after this many epochs without a better validation score; 0 never stops early.
+        seed: of the weights, the order of batches and the dropout.
+        precision: bf16-mixed computes products in bfloat16, which is faster where the processor knows it.
+        accelerator: cpu, gpu, or auto for what is there.
+        test: read the test split once, after training.
+        model_name: name in the registry; null takes the task and the config's file name up to the first dash.
+    """
+
+    epochs: Size = 10
+    batch_tokens: Size = 4096
+    batch_rows: Size = 64
+    learning_rate: Positive = 2e-3
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
+    weight_decay: NonNegative = 0.0
+    clip_norm: NonNegative = 1.0
+    patience: Count = 0
+    seed: Count = 1
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    test: bool = True
+    model_name: str | None = None
+
+
+SECTIONS: dict[str, Section] = {"task": TASKS, "model": MODELS, "data": SOURCES, "train": Training}

@@ -1,0 +1,407 @@
+"""Train, evaluate, predict and export, as plain functions that a program or the command line calls."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import MLFlowLogger
+from torch import nn
+
+from pipelines import figures, tracking
+from pipelines.card import model_card
+from pipelines.data import Data
+from pipelines.module import Learner
+from pipelines.options import SECTIONS, Training
+from seqapp import bundle, config, metrics
+from seqapp.bundle import Bundle
+from seqapp.data.splits import SOURCES, Splits
+from seqapp.errors import ConfigError, SeqappError
+from seqapp.metrics import Confusion, Metric
+from seqapp.references import tracking_uri
+from seqapp.tasks import TASKS, InputError, Task
+
+log = logging.getLogger(__name__)
+
+RUNS = Path("runs")
+STATE = "state.json"
+GOLDEN = 8
+
+
+class Stopped(SeqappError):
+    """Training was interrupted by the user; the message says how to go on."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves behind."""
+
+    run_id: str
+    name: str
+    bundle: Path
+    scores: dict[str, dict[str, float]]
+    parameters: int
+    seconds: float
+    registered: tracking.Registered | None
+
+
+def train(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    register: bool = True,
+    progress: bool = True,
+    runs: Path = RUNS,
+) -> Trained:
+    """Train what a config describes, log it to MLflow, write the bundle and register it.
+
+    Args:
+        path: a YAML config.
+        overrides: ``key=value``.
+        resume: go on with the last unfinished run of this very config.
+        register: make a new version in the model registry.
+        progress: draw progress bars.
+        runs: where checkpoints and bundles are kept, a folder a run.
+
+    Raises:
+        SeqappError: if the config, the data or the tracking server does not fit.
+        Stopped: on Ctrl-C.
+    """
+    path = Path(path)
+    resolved = config.load(path, overrides, sections=SECTIONS)
+    options = Training(**resolved["train"])
+    task: Task[Any, Any] = TASKS.build(resolved["task"])
+    started = time.monotonic()
+
+    splits: Splits[Any] = SOURCES.build(resolved["data"])
+    if not isinstance(splits.train[0], task.example_type):
+        raise ConfigError(
+            f"{path}: the data {resolved['data']['kind']!r} yields {type(splits.train[0]).__name__}, "
+            f"the task {resolved['task']['kind']!r} takes {task.example_type.__name__}"
+        )
+    digests = splits.digests()
+    task.prepare(splits.train)
+    data = Data(task, splits, batch_tokens=options.batch_tokens, batch_rows=options.batch_rows, seed=options.seed)
+    pl.seed_everything(options.seed, verbose=False)
+    model = task.build_model(resolved["model"])
+    learner = Learner(
+        task,
+        model,
+        learning_rate=options.learning_rate,
+        schedule=options.schedule,
+        warmup=options.warmup,
+        weight_decay=options.weight_decay,
+        seed=options.seed,
+    )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+
+    directory, run_id = _open_run(path.stem, resolved, digests, splits.name, resume=resume, runs=runs)
+    log.info("%s: %s parameters, %s; run %s", path.stem, f"{parameters:,}", _sizes(splits), run_id)
+    best = ModelCheckpoint(
+        directory / "checkpoints",
+        filename="best",
+        monitor=f"validation/{task.selection[0]}",
+        mode=task.selection[1],
+        save_last=True,
+        enable_version_counter=False,
+    )
+    with tracking.failing(run_id):
+        _fit(learner, data, options, run_id, best, directory, progress=progress)
+        saved = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
+        learner.load_state_dict(saved["state_dict"])
+        learner.to("cpu")
+        history = tracking.history(run_id)
+        epochs = saved["epoch"] + 1, len(history["train/seconds"])
+        seconds = sum(value for _, value in history["train/seconds"])
+
+        totals = {"validation": measure(task, model, data, data.validation_items)}
+        if options.test and splits.test:
+            totals["test"] = measure(task, model, data, task.encode(splits.test))
+        scores = {split: metrics.read(total) for split, total in totals.items()}
+        sizes = {name: len(getattr(splits, name)) for name in digests if getattr(splits, name)}
+        name = options.model_name or f"{resolved['task']['kind']}-{path.stem.partition('-')[0]}"
+        card = model_card(
+            name=f"{name} ({path.stem})",
+            resolved=resolved,
+            data_name=splits.name,
+            sizes=sizes,
+            digests={split: digests[split] for split in sizes},
+            purpose=task.describe(),
+            parameters=parameters,
+            scores=scores,
+            epochs=epochs,
+            seconds=seconds,
+            run_id=run_id,
+            command=" ".join(["seqapp", *sys.argv[1:]]),
+            machine=tracking.machine(),
+            source=tracking.source_tags(),
+        )
+        golden = [task.as_input(example) for example in splits.validation[:GOLDEN]]
+        bundle.save(
+            directory / "bundle",
+            task=task,
+            model=model,
+            resolved=resolved,
+            metrics={"scores": scores, "sizes": sizes, "digests": digests, "parameters": parameters, "run_id": run_id,
+                     "seconds": seconds, "confusion": _confusions(totals)},
+            name=path.stem,
+            golden=golden,
+            card=card,
+        )  # fmt: skip
+        registered = _publish(
+            run_id, directory / "bundle", task, history, totals, scores, golden[0].model_dump(),
+            registered_name=name if register else None, digest=digests["validation"],
+        )  # fmt: skip
+        tracking.finish(run_id)
+    _write_state(directory, run_id, resolved, finished=True)
+    trained = Trained(run_id, path.stem, directory / "bundle", scores, parameters, seconds, registered)
+    log.info("%s: %s; whole command %.0f s", path.stem, _scores(scores), time.monotonic() - started)
+    return trained
+
+
+def measure(task: Task[Any, Any], model: nn.Module, data: Data, items: Sequence[Any]) -> dict[str, Metric]:
+    """The metrics of ``model`` on encoded ``items``, as sums and counts."""
+    model.eval()
+    totals: dict[str, Metric] = {}
+    with torch.inference_mode():
+        for batch in data.evaluation_dataloader(items):
+            totals = metrics.add(totals, task.loss(model, batch)[1])
+    return totals
+
+
+def evaluate(loaded: Bundle, path: Path, **columns: Any) -> dict[str, Any]:
+    """The figures of a bundle on a user's labelled file, ready for JSON.
+
+    Args:
+        loaded: a bundle.
+        path: the file.
+        columns: which columns hold what; see the task's ``read_examples``.
+
+    Raises:
+        DataError: naming file and line.
+    """
+    task = loaded.task
+    examples = task.read_examples(path, **columns)
+    data = Data(task, Splits(str(path), [], examples), batch_tokens=4096, batch_rows=64, seed=0)
+    totals = measure(task, loaded.model, data, data.validation_items)
+    scores = metrics.read(totals)
+    low, high = metrics.wilson_interval(scores["accuracy"] * len(examples), len(examples))
+    return {
+        "model": str(loaded.path),
+        "data": str(path),
+        "examples": len(examples),
+        **scores,
+        "accuracy_interval_95": [low, high],
+        **_confusions({"confusion": totals}),
+    }
+
+
+def predict(loaded: Bundle, inputs: Iterable[Any], *, chunk: int = 1024) -> Iterator[Any]:
+    """Answers in order, reading ``inputs`` a chunk at a time, so that a file of any size fits."""
+    stream = iter(inputs)
+    start = 0
+    while batch := list(islice(stream, chunk)):
+        try:
+            yield from loaded.predict(batch)
+        except InputError as error:
+            raise InputError(start + error.index, error.problem) from None
+        start += len(batch)
+
+
+def export(loaded: Bundle, target: Path) -> Path:
+    """Copy a bundle to ``target``, after asking its golden questions again.
+
+    Raises:
+        BundleError: if an answer has changed, or something else than a bundle stands at ``target``.
+    """
+    loaded.check_golden()
+    if target.exists():
+        bundle.read_manifest(target)
+        shutil.rmtree(target)
+    shutil.copytree(loaded.path, target)
+    return target
+
+
+def _fit(
+    learner: Learner,
+    data: Data,
+    options: Training,
+    run_id: str,
+    best: ModelCheckpoint,
+    directory: Path,
+    *,
+    progress: bool,
+) -> None:
+    name, mode = learner.task.selection
+    callbacks: list[Callback] = [best, _EpochLine(name)]
+    if options.patience:
+        callbacks.append(EarlyStopping(f"validation/{name}", mode=mode, patience=options.patience))
+    if progress:
+        callbacks.append(RichProgressBar(leave=False))
+    with warnings.catch_warnings():
+        # Loading is a list index here, so workers would only add their start-up; and resuming into a folder that
+        # holds checkpoints is what resuming means.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+        trainer = pl.Trainer(
+            max_epochs=options.epochs,
+            accelerator=options.accelerator,
+            devices=1,
+            precision=options.precision,
+            gradient_clip_val=options.clip_norm or None,
+            logger=MLFlowLogger(tracking_uri=tracking_uri(), run_id=run_id),
+            callbacks=callbacks,
+            default_root_dir=directory,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10**9,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            deterministic=True,
+        )
+        last = directory / "checkpoints" / "last.ckpt"
+        try:
+            trainer.fit(learner, data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+        except SystemExit:
+            # Lightning turns Ctrl-C into an exit; its callers may want to do more than exit.
+            tracking.finish(run_id, "KILLED")
+            raise Stopped(
+                f"stopped in epoch {trainer.current_epoch + 1}; `--resume` goes on from the end of the last epoch"
+            ) from None
+
+
+class _EpochLine(Callback):
+    """One line an epoch in the log, for those who look later."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        values = trainer.callback_metrics
+        log.info(
+            "epoch %d/%s: train nll %.4f, validation nll %.4f, %s %.4f",
+            trainer.current_epoch + 1, trainer.max_epochs, values.get("train/nll", float("nan")),
+            values["validation/nll"], self.name, values[f"validation/{self.name}"],
+        )  # fmt: skip
+
+
+def _open_run(
+    name: str,
+    resolved: Mapping[str, Any],
+    digests: Mapping[str, str],
+    data_name: str,
+    *,
+    resume: bool,
+    runs: Path,
+) -> tuple[Path, str]:
+    experiment = resolved["task"]["kind"]
+    if resume:
+        directory = _last_unfinished(runs, name, resolved)
+        state = json.loads((directory / STATE).read_text(encoding="utf-8"))
+        tracking.reopen_run(state["run_id"])
+        log.info("going on with run %s in %s", state["run_id"], directory)
+        return directory, state["run_id"]
+    tags = {
+        "task": experiment,
+        "network": resolved["model"]["encoder"]["kind"],
+        "dataset": data_name,
+        "validation_digest": digests["validation"],
+        "test_digest": digests["test"],
+        "seed": str(resolved["train"]["seed"]),
+        **tracking.source_tags(),
+    }
+    run_id = tracking.create_run(experiment, name, tags)
+    tracking.log_start(run_id, resolved, digests, data_name)
+    directory = runs / f"{experiment}-{name}-{run_id[:8]}"
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_state(directory, run_id, resolved, finished=False)
+    return directory, run_id
+
+
+def _last_unfinished(runs: Path, name: str, resolved: Mapping[str, Any]) -> Path:
+    states = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in runs.glob(f"*/{STATE}")}
+    fitting = [directory for directory, state in states.items() if state["name"] == name and not state["finished"]]
+    same = [directory for directory in fitting if states[directory]["config"] == resolved]
+    if same:
+        return max(same, key=lambda directory: (directory / STATE).stat().st_mtime)
+    if fitting:
+        raise SeqappError(f"{name}: an unfinished run exists in {fitting[-1]}, but of a config with other values; "
+                          "give the same key=value choices, or train without --resume")  # fmt: skip
+    raise SeqappError(f"{name}: no unfinished run in {runs}/; train without --resume")
+
+
+def _write_state(directory: Path, run_id: str, resolved: Mapping[str, Any], *, finished: bool) -> None:
+    state = {"run_id": run_id, "name": directory.name.rpartition("-")[0].partition("-")[2], "finished": finished,
+             "config": resolved}  # fmt: skip
+    (directory / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+
+
+def _publish(
+    run_id: str,
+    directory: Path,
+    task: Task[Any, Any],
+    history: Mapping[str, Sequence[tuple[int, float]]],
+    totals: Mapping[str, Mapping[str, Metric]],
+    scores: Mapping[str, Mapping[str, float]],
+    example: Mapping[str, Any],
+    *,
+    registered_name: str | None,
+    digest: str,
+) -> tracking.Registered | None:
+    client = tracking.connect()
+    title = client.get_run(run_id).info.run_name or run_id
+    client.log_figure(run_id, figures.learning_curves(history, title), "learning_curves.png")
+    for split, metric in totals.items():
+        for name, value in scores[split].items():
+            client.log_metric(run_id, f"best_{split}/{name}" if split == "validation" else f"{split}/{name}", value)
+        for confusion in (found for found in metric.values() if isinstance(found, Confusion)):
+            picture = figures.confusion_matrix(confusion, f"{title}, {split}")
+            client.log_figure(run_id, picture, f"confusion_{split}.png")
+    client.log_text(run_id, (directory / "README.md").read_text(encoding="utf-8"), "model_card.md")
+    uri = tracking.log_bundle(run_id, directory, task, example)
+    if registered_name is None:
+        return None
+    name, direction = task.selection
+    registered = tracking.register(
+        run_id, uri, registered_name, score=(name, scores["validation"][name], direction), validation_digest=digest
+    )
+    log.info(
+        "registered %s version %s, %s champion: %s",
+        registered.name, registered.version, "now" if registered.champion else "not", registered.reason,
+    )  # fmt: skip
+    return registered
+
+
+def _confusions(totals: Mapping[str, Mapping[str, Metric]]) -> dict[str, Any]:
+    return {
+        split: metric.records()
+        for split, total in totals.items()
+        for metric in total.values()
+        if isinstance(metric, Confusion)
+    }
+
+
+def _sizes(splits: Splits[Any]) -> str:
+    return " / ".join(f"{len(getattr(splits, name)):,}" for name in ("train", "validation", "test")) + " examples"
+
+
+def _scores(scores: Mapping[str, Mapping[str, float]]) -> str:
+    return ", ".join(f"{split} {name} {value:.4f}" for split, part in scores.items() for name, value in part.items())
+
+
+def summary(trained: Trained) -> dict[str, Any]:
+    """A :class:`Trained` ready for JSON."""
+    return {**asdict(trained), "bundle": str(trained.bundle)}

@@ -1,0 +1,231 @@
+"""What MLflow holds of a run, in terms that the plain MLflow pages and client show well."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from seqapp.references import BUNDLE, connect
+from seqapp.tasks import Task
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import mlflow
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import RunStatus
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
+
+log = logging.getLogger(__name__)
+
+# MLflow's own progress lines and hints are for people who call it; here seqapp is the caller.
+logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+logging.getLogger("mlflow.tracking").setLevel(logging.WARNING)
+logging.getLogger("mlflow.models").setLevel(logging.ERROR)
+logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)
+logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A new version in the registry, and whether it is the champion now."""
+
+    name: str
+    version: str
+    champion: bool
+    reason: str
+
+
+def create_run(experiment: str, name: str, tags: Mapping[str, str]) -> str:
+    """A new run of ``experiment``; returns its id."""
+    client = connect()
+    found = client.get_experiment_by_name(experiment)
+    experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+    return str(client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+
+
+def reopen_run(run_id: str) -> None:
+    """Mark a run that was cut off as running again."""
+    connect().set_terminated(run_id, RunStatus.to_string(RunStatus.RUNNING))
+
+
+def log_start(run_id: str, resolved: Mapping[str, Any], digests: Mapping[str, str], data_name: str) -> None:
+    """Params, the resolved config, the environment and the data that a run sees."""
+    client = connect()
+    for key, value in flatten(resolved).items():
+        client.log_param(run_id, key, str(value)[:500])
+    client.log_dict(run_id, dict(resolved), "config.yaml")
+    client.log_text(run_id, environment(), "environment.txt")
+    source = CodeDatasetSource(tags={"kind": resolved["data"]["kind"]})
+    with mlflow.start_run(run_id=run_id):
+        for context, digest in digests.items():
+            mlflow.log_input(MetaDataset(source, name=data_name, digest=digest[:16]), context=context)
+
+
+def history(run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """Every logged metric: name -> (step, value), one value a step, in order."""
+    client = connect()
+    series = {}
+    for name in client.get_run(run_id).data.metrics:
+        points = {metric.step: metric.value for metric in client.get_metric_history(run_id, name)}
+        series[name] = sorted(points.items())
+    return series
+
+
+def finish(run_id: str, status: str = "FINISHED") -> None:
+    """Close a run as FINISHED, FAILED or KILLED."""
+    connect().set_terminated(run_id, status)
+
+
+def log_bundle(run_id: str, directory: Path, task: Task[Any, Any], example: Mapping[str, Any]) -> str:
+    """Log a bundle as a pyfunc model that carries seqapp with it; returns the model's URI.
+
+    Args:
+        run_id: the run that owns it.
+        directory: the bundle.
+        task: gives the columns of the answer.
+        example: one input, as a record.
+    """
+    import pandas
+
+    import seqapp
+
+    requirements = [f"{name}=={metadata.version(name).partition('+')[0]}"
+                    for name in ("torch", "numpy", "tokenizers", "pydantic", "safetensors", "pyyaml", "pandas")]  # fmt: skip
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("string", "text")]),
+        outputs=Schema([ColSpec("string", "label"), ColSpec("double", "score")]),
+        params=ParamSchema([ParamSpec("explain", "boolean", False)]),
+    )
+    with mlflow.start_run(run_id=run_id):
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
+            artifacts={BUNDLE: str(directory)},
+            code_paths=[str(Path(seqapp.__file__).parent)],
+            pip_requirements=requirements,
+            signature=signature,
+            input_example=pandas.DataFrame([{"text": example["text"]}]),
+        )
+    return str(info.model_uri)
+
+
+def register(
+    run_id: str, model_uri: str, name: str, *, score: tuple[str, float, str], validation_digest: str
+) -> Registered:
+    """Make a new version of ``name``; it becomes champion only if it is better on the same validation set.
+
+    Args:
+        run_id: the run that owns the model.
+        model_uri: what :func:`log_bundle` returned.
+        name: the registered model.
+        score: metric name, value, and "max" or "min".
+        validation_digest: of the data the score was measured on.
+    """
+    client = connect()
+    metric, value, direction = score
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    tags = {"metric": metric, "score": repr(value), "validation_digest": validation_digest}
+    version = client.create_model_version(name, model_uri, run_id, tags=tags).version
+    try:
+        champion = client.get_model_version_by_alias(name, "champion")
+    except MlflowException:
+        client.set_registered_model_alias(name, "champion", version)
+        return Registered(name, str(version), True, "the first version")
+    before = f"version {champion.version}"
+    if champion.tags.get("validation_digest") != validation_digest or champion.tags.get("metric") != metric:
+        reason = f"the champion, {before}, was measured on other validation data, so the two cannot be compared"
+        return Registered(name, str(version), False, reason)
+    old = float(champion.tags["score"])
+    better = value > old if direction == "max" else value < old
+    if not better:
+        return Registered(name, str(version), False, f"validation {metric} {value:.4f} is not better than "
+                                                     f"{old:.4f} of the champion, {before}")  # fmt: skip
+    client.set_registered_model_alias(name, "champion", version)
+    return Registered(name, str(version), True, f"validation {metric} {value:.4f} beats {old:.4f} of {before}")
+
+
+@contextmanager
+def failing(run_id: str) -> Iterator[None]:
+    """Close the run as KILLED on Ctrl-C and as FAILED on any other error, which goes on upwards."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        finish(run_id, "KILLED")
+        raise
+    except BaseException:
+        finish(run_id, "FAILED")
+        raise
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": [1]}}`` -> ``{"a.b.0": 1}``: one MLflow param per leaf."""
+    if isinstance(tree, Mapping):
+        pairs: Sequence[tuple[Any, Any]] = list(tree.items())
+    elif isinstance(tree, list):
+        pairs = list(enumerate(tree))
+    else:
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in pairs:
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def source_tags() -> dict[str, str]:
+    """The git commit of the working directory and whether it has uncommitted changes; empty outside a checkout."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"git_commit": commit, "git_dirty": str(dirty).lower()}
+
+
+def machine() -> dict[str, Any]:
+    """What a figure was measured on."""
+    import torch
+
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        named = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        model = named[0] if named else model
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def environment() -> str:
+    """Command, machine and every installed package with its version."""
+    packages = sorted({f"{dist.name}=={dist.version}" for dist in metadata.distributions()}, key=str.lower)
+    facts = [f"# command: {' '.join(sys.argv)}", *(f"# {key}: {value}" for key, value in machine().items())]
+    return "\n".join([*facts, *packages]) + "\n"
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+

@@ -1,0 +1,230 @@
+"""Strict YAML configs with ``key=value`` overrides; every error names the file, the line and the field.
+
+A config has one section per name in ``sections`` (``task``, ``model``, ``data``, ``train``). A section is either a
+registry, and then written ``{kind: NAME, ...}``, or a function whose keywords are the options.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from seqapp.errors import ConfigError
+from seqapp.registry import (
+    InvalidOption,
+    Registry,
+    Where,
+    check_options,
+    definitions,
+    dotted,
+    object_schema,
+    options_of,
+    suggest,
+)
+
+Section = Registry[Any] | Callable[..., Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars: ``1e-3`` is a number, ``no`` and ``on`` are words, a date stays text. No aliases."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        # An alias lets a few lines expand without bound, and a bundle's YAML comes from outside.
+        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed", problem_mark=mark)
+        node: yaml.Node | None = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        return node
+
+
+_Loader.yaml_implicit_resolvers = {}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:null|~|)$"), ["n", "~", ""])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    return float(loader.construct_scalar(node))
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), *, sections: Mapping[str, Section]) -> dict[str, Any]:
+    """The config in ``path`` with ``overrides`` applied, checked, and every default written out.
+
+    Args:
+        path: a YAML file.
+        overrides: ``key=value`` with a dotted key, such as ``model.encoder.hidden_size=64``; the value is YAML.
+        sections: what a config may contain.
+
+    Raises:
+        ConfigError: naming file, line and field, and what would fit.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(f"{path}: no such file" + (f"; there are {', '.join(near)}" if near else "")) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    origins: dict[Where, str] = {}
+    tree = _parse(text, str(path), origins)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a config is a mapping of {', '.join(sections)}")
+    for override in overrides:
+        _apply(tree, override, origins)
+    return check(tree, sections=sections, origins=origins, source=str(path))
+
+
+def check(
+    tree: Mapping[str, Any],
+    *,
+    sections: Mapping[str, Section],
+    origins: Mapping[Where, str] | None = None,
+    source: str = "config",
+) -> dict[str, Any]:
+    """``tree`` checked against ``sections``, defaults written out.
+
+    Raises:
+        ConfigError: naming the place and what would fit.
+    """
+    try:
+        for name in tree:
+            if name not in sections:
+                raise InvalidOption((name,), f"no section is called {name!r}; {suggest(str(name), list(sections))}")
+        return {name: _check_section(name, section, tree) for name, section in sections.items()}
+    except InvalidOption as error:
+        raise ConfigError(f"{_origin(error.where, origins or {}, source)}: {error}") from None
+
+
+def schema(sections: Mapping[str, Section]) -> dict[str, Any]:
+    """JSON Schema of a config, for editors that complete YAML."""
+    properties: dict[str, Any] = {}
+    found: dict[str, Any] = {}
+    required = []
+    for name, section in sections.items():
+        if isinstance(section, Registry):
+            definitions(section, found)
+            properties[name] = section.json_schema()
+            required.append(name)
+        else:
+            options = options_of(section)
+            properties[name] = object_schema(options)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+        "$defs": found,
+    }
+
+
+def dump(config: Mapping[str, Any]) -> str:
+    """The config as YAML, in the order of its sections."""
+    text: str = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+def parse(text: str, source: str) -> Any:
+    """YAML text -> plain values, by the same rules as a config.
+
+    Raises:
+        ConfigError: if it is not YAML, or a key stands twice.
+    """
+    return _parse(text, source, {})
+
+
+def _check_section(name: str, section: Section, tree: Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(section, Registry):
+        if name not in tree:
+            raise InvalidOption((), f"the section {name!r} is missing: {{kind: NAME}} with one of {', '.join(section)}")
+        return section.check(tree[name], (name,))
+    return check_options(options_of(section), tree.get(name) or {}, (name,), f"section {name!r}")
+
+
+def _origin(where: Where, origins: Mapping[Where, str], source: str) -> str:
+    while where:
+        if where in origins:
+            return origins[where]
+        where = where[:-1]
+    return source
+
+
+def _parse(text: str, source: str, origins: dict[Where, str]) -> Any:
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _mark(node, (), source, origins)
+        return loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{source}:{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {error}") from None
+
+
+def _mark(node: yaml.Node, where: Where, source: str, origins: dict[Where, str]) -> None:
+    origins[where] = f"{source}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.SequenceNode):
+        for index, child in enumerate(node.value):
+            _mark(child, (*where, index), source, origins)
+    elif isinstance(node, yaml.MappingNode):
+        for key, child in node.value:
+            place = (*where, str(key.value))
+            if place in origins:
+                raise ConfigError(f"{source}:{key.start_mark.line + 1}: {dotted(place)} stands twice")
+            _mark(child, place, source, origins)
+            origins[place] = f"{source}:{key.start_mark.line + 1}"
+
+
+def _apply(tree: dict[str, Any], override: str, origins: dict[Where, str]) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"command line: {override!r} is not of the form key=value, such as train.epochs=3")
+    value = _parse(text, f"command line ({override})", {})
+    parts = key.strip().split(".")
+    parent: Any = tree
+    where: Where = ()
+    for position, part in enumerate(parts):
+        last = position == len(parts) - 1
+        if isinstance(parent, list):
+            if not part.isdigit() or int(part) >= len(parent):
+                raise ConfigError(
+                    f"command line: {override}: {dotted(where)} is a list of {len(parent)}, indexed from 0, not {part!r}"
+                )
+            step: str | int = int(part)
+        elif isinstance(parent, dict):
+            step = part
+            if isinstance(parent.get(part), str) and not last:
+                parent[part] = {"kind": parent[part]}
+            if not last and parent.get(part) is None:
+                parent[part] = {}
+        else:
+            raise ConfigError(f"command line: {override}: {dotted(where)} holds {parent!r} and has nothing inside")
+        where = (*where, step)
+        if last:
+            parent[step] = value
+            for place in [place for place in origins if place[: len(where)] == where]:
+                del origins[place]
+            origins[where] = f"command line ({override})"
+        else:
+            parent = parent[step]

@@ -1,0 +1,112 @@
+"""Batches of rows of similar length, bounded by tokens, so that little time goes into padding.
+
+Right-padded batches with lengths keep the fused kernels, which packed sequences do not.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from seqapp.data.tokenizers import PAD
+
+
+def pad(rows: Sequence[Sequence[int]], value: int = PAD) -> tuple[Tensor, Tensor]:
+    """Rows of ids -> ids (B, T), right-padded with ``value``, and lengths (B,)."""
+    lengths = [len(row) for row in rows]
+    size = max(lengths)
+    ids = torch.tensor([[*row, *[value] * (size - len(row))] for row in rows], dtype=torch.int64)
+    return ids, torch.tensor(lengths)
+
+
+def cut_by_tokens(order: Sequence[int], lengths: Sequence[int], max_tokens: int, max_rows: int) -> list[list[int]]:
+    """Cut ``order`` into batches whose padded size, rows x longest, stays within ``max_tokens``.
+
+    Args:
+        order: indices into ``lengths``, rows of similar length beside each other.
+        lengths: tokens per row.
+        max_tokens: bound on rows x longest; a longer single row is a batch of its own.
+        max_rows: bound on rows.
+    """
+    batches: list[list[int]] = []
+    batch: list[int] = []
+    longest = 0
+    for index in order:
+        grown = max(longest, lengths[index])
+        if batch and (grown * (len(batch) + 1) > max_tokens or len(batch) == max_rows):
+            batches.append(batch)
+            batch, grown = [], lengths[index]
+        batch.append(index)
+        longest = grown
+    if batch:
+        batches.append(batch)
+    return batches
+
+
+class LengthBuckets(Sampler[list[int]]):
+    """Every index once an epoch, in batches of similar length and random order.
+
+    Rows are shuffled, cut into pools of ``pool`` batches, sorted by length within a pool, cut into batches, and the
+    batches shuffled. The order depends on ``seed`` and the epoch alone, so a resumed epoch repeats exactly.
+
+    Args:
+        lengths: tokens per row.
+        max_tokens: bound on rows x longest in a batch.
+        max_rows: bound on rows in a batch.
+        seed: of the shuffles.
+        shuffle: False keeps one order, sorted by length, for evaluation.
+        pool: how many batches are sorted together; more means less padding and less randomness.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        max_tokens: int,
+        max_rows: int = 1024,
+        seed: int = 0,
+        shuffle: bool = True,
+        pool: int = 50,
+    ) -> None:
+        self.lengths, self.max_tokens, self.max_rows = lengths, max_tokens, max_rows
+        self.seed, self.shuffle, self.pool = seed, shuffle, pool
+        self.epoch = 0
+        self._batches: tuple[int, list[list[int]]] | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order; Lightning calls this at the start of each epoch."""
+        self.epoch = epoch
+
+    def batches(self) -> list[list[int]]:
+        """The batches of the current epoch."""
+        if self._batches is None or self._batches[0] != self.epoch:
+            self._batches = (self.epoch, self._make())
+        return self._batches[1]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches())
+
+    def __len__(self) -> int:
+        return len(self.batches())
+
+    def _make(self) -> list[list[int]]:
+        order = list(range(len(self.lengths)))
+        if not self.shuffle:
+            order.sort(key=lambda index: self.lengths[index])
+            return cut_by_tokens(order, self.lengths, self.max_tokens, self.max_rows)
+        chance = random.Random(f"{self.seed}:{self.epoch}")
+        chance.shuffle(order)
+        mean = max(1.0, sum(self.lengths) / max(1, len(self.lengths)))
+        rows = max(1, int(min(self.max_tokens / mean, self.max_rows) * self.pool))
+        pooled = [
+            index
+            for start in range(0, len(order), rows)
+            for index in sorted(order[start : start + rows], key=lambda index: self.lengths[index])
+        ]
+        batches = cut_by_tokens(pooled, self.lengths, self.max_tokens, self.max_rows)
+        chance.shuffle(batches)
+        return batches

@@ -1,0 +1,99 @@
+"""What a data source hands over: examples in three splits that share nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from seqapp.errors import DataError
+from seqapp.registry import Registry
+
+E = TypeVar("E")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledText:
+    """One text and the name of its class."""
+
+    text: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Splits(Generic[E]):
+    """Training, validation and test examples of one data set; ``test`` may be empty.
+
+    Args:
+        name: the data set and the choices that shaped it, such as "sst binary, phrases".
+        train: examples that weights are fitted on.
+        validation: examples that choose between weights; nothing here is also in training.
+        test: examples that are read once, for the final figure.
+    """
+
+    name: str
+    train: Sequence[E]
+    validation: Sequence[E]
+    test: Sequence[E] = ()
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each split's content, in order: equal digests mean equal data."""
+        return {name: digest(getattr(self, name)) for name in ("train", "validation", "test")}
+
+
+SOURCES: Registry[Splits[Any]] = Registry("data source")
+
+
+def digest(examples: Sequence[Any]) -> str:
+    """SHA-256 over the examples as JSON lines.
+
+    Args:
+        examples: dataclass instances.
+    """
+    sha = hashlib.sha256()
+    for example in examples:
+        sha.update(json.dumps(dataclasses.astuple(example), ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        sha.update(b"\n")
+    return sha.hexdigest()
+
+
+def split_by_group(
+    examples: Sequence[E], group: Callable[[E], Hashable], shares: Sequence[float], seed: int
+) -> list[list[E]]:
+    """Deal ``examples`` into ``len(shares)`` parts, whole groups at a time, in a random order fixed by ``seed``.
+
+    Args:
+        examples: what to split; each part keeps this order.
+        group: examples with an equal group (the same movie, speaker or document) stay together.
+        shares: the wanted share of each part; they sum to 1.
+        seed: of the shuffle.
+
+    Raises:
+        DataError: if a part with a positive share would be empty.
+    """
+    if abs(sum(shares) - 1) > 1e-6 or min(shares) < 0:
+        raise ValueError(f"shares must be non-negative and sum to 1, not {list(shares)}")
+    members: dict[Hashable, int] = {}
+    for example in examples:
+        members[group(example)] = members.get(group(example), 0) + 1
+    order = list(members)
+    random.Random(seed).shuffle(order)
+    total, dealt, part = len(examples), 0, 0
+    part_of: dict[Hashable, int] = {}
+    bounds = [sum(shares[: index + 1]) * total for index in range(len(shares))]
+    for key in order:
+        while part < len(shares) - 1 and dealt + members[key] / 2 > bounds[part]:
+            part += 1
+        part_of[key] = part
+        dealt += members[key]
+    parts: list[list[E]] = [[] for _ in shares]
+    for example in examples:
+        parts[part_of[group(example)]].append(example)
+    for share, content in zip(shares, parts, strict=True):
+        if share > 0 and not content:
+            raise DataError(f"{len(order)} group(s) in {total} example(s) are too few to split by {list(shares)}")
+    return parts

@@ -1,0 +1,396 @@
+"""The law every causal layer obeys, and the layers made of other layers.
+
+B batch, T time, I inputs, O outputs, H hidden.
+
+A *carry* is what a layer hands from one step to the next: a tensor or a tuple of carries, every leaf ``(B, ...)``.
+Reordering beams, splitting a batch and masking are therefore one :func:`map_carry`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from seqapp.registry import Probability, Registry, Spec
+
+Carry = Any
+"""A tensor, or a tuple of carries; every leaf is ``(B, ...)``."""
+
+C = TypeVar("C")
+
+
+def map_carry(function: Callable[..., Tensor], carry: C, *others: C) -> C:
+    """``function`` applied leaf by leaf: ``map_carry(lambda leaf: leaf[order], carry)`` reorders rows."""
+    if isinstance(carry, Tensor):
+        return cast(C, function(carry, *others))
+    return cast(C, tuple(map_carry(function, *leaves) for leaves in zip(carry, *others, strict=True)))  # type: ignore[call-overload]
+
+
+def select(condition: Tensor, carry: C, other: C) -> C:
+    """Row by row ``carry`` where ``condition`` (B,) holds, else ``other``."""
+
+    def choose(leaf: Tensor, other_leaf: Tensor) -> Tensor:
+        return torch.where(condition.view(-1, *[1] * (leaf.dim() - 1)), leaf, other_leaf)
+
+    return map_carry(choose, carry, other)
+
+
+def valid_mask(lengths: Tensor, size: int) -> Tensor:
+    """(B, T) mask, True where a position is inside its row."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def gather(y: Tensor, lengths: Tensor | None) -> Tensor:
+    """The last valid output of each row: y (B, T, O), lengths (B,) -> (B, O)."""
+    if lengths is None:
+        return y[:, -1]
+    return y[torch.arange(len(y), device=y.device), lengths - 1]
+
+
+class _ReorderRows(torch.autograd.Function):
+    """``rows[index]`` for an index that is its own inverse, so that the gradient is the same cheap copy."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return cast(Tensor, _ReorderRows.apply(gradients[0], index)), None  # type: ignore[no-untyped-call]
+
+
+def flip(x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Each row reversed within its length, padding left where it is: x (B, T, ...) -> (B, T, ...)."""
+    if lengths is None:
+        return x.flip(1)
+    size = x.shape[1]
+    time = torch.arange(size, device=x.device)
+    source = torch.where(time < lengths[:, None], lengths[:, None] - 1 - time, time)
+    index = (source + size * torch.arange(len(x), device=x.device)[:, None]).flatten()
+    return cast(Tensor, _ReorderRows.apply(x.flatten(0, 1), index)).view_as(x)  # type: ignore[no-untyped-call]
+
+
+def scan(
+    step: Callable[[C, Tensor], tuple[C, Tensor]], carry: C, x: Tensor, lengths: Tensor | None = None
+) -> tuple[Tensor, C]:
+    """The slow readable truth: ``step`` applied position by position.
+
+    Args:
+        step: carry, x (B, I) -> carry, y (B, O).
+        carry: the state before the first position.
+        x: (B, T, I).
+        lengths: (B,) valid positions per row; None when all are.
+
+    Returns:
+        y (B, T, O), zero past each row's length, and the carry at each row's end.
+    """
+    outputs = []
+    for t in range(x.shape[1]):
+        new, y = step(carry, x[:, t])
+        if lengths is not None:
+            live = t < lengths
+            new, y = select(live, new, carry), select(live, y, torch.zeros_like(y))
+        carry = new
+        outputs.append(y)
+    return torch.stack(outputs, 1), carry
+
+
+class Encoder(nn.Module, ABC):
+    """Anything that maps x (B, T, I) to y (B, T, O); it need not be causal."""
+
+    input_size: int
+    output_size: int
+
+    @abstractmethod
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Carry]:
+        """y (B, T, O), zero past each row's length, and the carry at each row's end."""
+
+    def last(self, y: Tensor, lengths: Tensor | None) -> Tensor:
+        """The outputs (B, O) that have read the whole row."""
+        return gather(y, lengths)
+
+    def check_input(self, x: Tensor, lengths: Tensor | None) -> None:
+        """Raise ValueError, naming this layer, unless x is (B, T, I) with T >= 1 and lengths fit."""
+        name = type(self).__name__
+        if x.dim() != 3 or x.shape[2] != self.input_size:
+            raise ValueError(f"{name}: x has shape {tuple(x.shape)}; (batch, time, {self.input_size}) fits")
+        if x.shape[1] == 0:
+            raise ValueError(f"{name}: x has no time steps; at least one fits")
+        if lengths is not None:
+            if lengths.shape != x.shape[:1]:
+                raise ValueError(f"{name}: lengths have shape {tuple(lengths.shape)}; ({x.shape[0]},) fits")
+            if len(lengths) and (int(lengths.min()) < 1 or int(lengths.max()) > x.shape[1]):
+                raise ValueError(f"{name}: lengths go from {int(lengths.min())} to {int(lengths.max())}; "
+                                 f"1 to {x.shape[1]} fits")  # fmt: skip
+
+
+class Recurrent(Encoder, Generic[C]):
+    """A causal layer. LAW: ``forward(x) == scan(step, x)``, whatever kernel runs.
+
+    Past a row's length the output is zero, the carry is frozen, and what the padding holds never matters: a batch
+    answers exactly as its rows do alone.
+    """
+
+    @abstractmethod
+    def initial_carry(self, batch_size: int, like: Tensor) -> C:
+        """The carry before the first step, with the dtype and device of ``like``."""
+
+    @abstractmethod
+    def step(self, carry: C, x: Tensor) -> tuple[C, Tensor]:
+        """One position: carry, x (B, I) -> carry, y (B, O)."""
+
+    def unroll(self, x: Tensor, lengths: Tensor | None, carry: C) -> tuple[Tensor, C]:
+        """All positions at once, on checked input whose padding is zero. A faster kernel overrides this."""
+        return scan(self.step, carry, x, lengths)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None, carry: C | None = None) -> tuple[Tensor, C]:
+        """Run over x (B, T, I).
+
+        Args:
+            x: (B, T, I).
+            lengths: (B,) valid positions per row, each at least 1; None when all are valid.
+            carry: where to go on from; None starts afresh.
+
+        Returns:
+            y (B, T, O), zero past each row's length, and the carry at each row's end.
+
+        Raises:
+            ValueError: if a shape does not fit, naming the layer, what came and what fits.
+        """
+        self.check_input(x, lengths)
+        fresh = self.initial_carry(len(x), x)
+        if carry is None:
+            carry = fresh
+        else:
+            self._check_carry(carry, fresh)
+        if lengths is not None:
+            if bool((lengths == x.shape[1]).all()):
+                lengths = None
+            else:
+                # where, not a product: NaN in the padding must not matter either.
+                x = torch.where(valid_mask(lengths, x.shape[1])[..., None], x, torch.zeros((), dtype=x.dtype))
+        return self.unroll(x, lengths, carry)
+
+    def _check_carry(self, carry: C, fresh: C) -> None:
+        came, fits = _shapes(carry), _shapes(fresh)
+        if came != fits:
+            raise ValueError(f"{type(self).__name__}: carry has shape {came}; {fits} fits")
+
+
+def _shapes(carry: Carry) -> Any:
+    return tuple(carry.shape) if isinstance(carry, Tensor) else tuple(_shapes(leaf) for leaf in carry)
+
+
+RECURRENT: Registry[Recurrent[Any]] = Registry("recurrent layer", given=("input_size",))
+ENCODERS: Registry[Encoder] = Registry("encoder", given=("input_size",), includes=RECURRENT)
+
+
+class Stack(Recurrent[tuple[Carry, ...]]):
+    """Layers on top of each other: the outputs of one are the inputs of the next.
+
+    Args:
+        layers: from the input upwards; sizes must meet.
+        dropout: share of activations dropped between layers in training, never on the recurrent path.
+        residual: add a layer's input to its output wherever the sizes are equal.
+
+    Raises:
+        ValueError: if there is no layer or two sizes do not meet.
+    """
+
+    def __init__(
+        self, layers: Sequence[Recurrent[Any]], *, dropout: Probability = 0.0, residual: bool = False
+    ) -> None:
+        super().__init__()
+        _check_sizes(layers)
+        self.layers = nn.ModuleList(layers)
+        self.dropout = nn.Dropout(dropout)
+        self.residual = residual
+        self.input_size, self.output_size = layers[0].input_size, layers[-1].output_size
+
+    def initial_carry(self, batch_size: int, like: Tensor) -> tuple[Carry, ...]:
+        return tuple(cast(Recurrent[Any], layer).initial_carry(batch_size, like) for layer in self.layers)
+
+    def step(self, carry: tuple[Carry, ...], x: Tensor) -> tuple[tuple[Carry, ...], Tensor]:
+        after = []
+        for index, layer in enumerate(self.layers):
+            below = self.dropout(x) if index else x
+            new, y = cast(Recurrent[Any], layer).step(carry[index], below)
+            after.append(new)
+            x = y + below if self.residual and y.shape == below.shape else y
+        return tuple(after), x
+
+    def unroll(
+        self, x: Tensor, lengths: Tensor | None, carry: tuple[Carry, ...]
+    ) -> tuple[Tensor, tuple[Carry, ...]]:
+        return _run_layers(self, x, lengths, carry)
+
+
+class EncoderStack(Encoder):
+    """Layers on top of each other where at least one reads both ways, so that only :meth:`forward` exists.
+
+    Args:
+        layers: from the input upwards; sizes must meet.
+        dropout: share of activations dropped between layers in training.
+        residual: add a layer's input to its output wherever the sizes are equal.
+
+    Raises:
+        ValueError: if there is no layer or two sizes do not meet.
+    """
+
+    def __init__(self, layers: Sequence[Encoder], *, dropout: Probability = 0.0, residual: bool = False) -> None:
+        super().__init__()
+        _check_sizes(layers)
+        self.layers = nn.ModuleList(layers)
+        self.dropout = nn.Dropout(dropout)
+        self.residual = residual
+        self.input_size, self.output_size = layers[0].input_size, layers[-1].output_size
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, tuple[Carry, ...]]:
+        self.check_input(x, lengths)
+        return _run_layers(self, x, lengths, None)
+
+    def last(self, y: Tensor, lengths: Tensor | None) -> Tensor:
+        return cast(Encoder, self.layers[-1]).last(y, lengths)
+
+
+def _run_layers(
+    stack: Stack | EncoderStack, x: Tensor, lengths: Tensor | None, carry: tuple[Carry, ...] | None
+) -> tuple[Tensor, tuple[Carry, ...]]:
+    after = []
+    for index, layer in enumerate(stack.layers):
+        below = stack.dropout(x) if index else x
+        y, new = layer(below, lengths) if carry is None else layer(below, lengths, carry[index])
+        after.append(new)
+        x = y + below if stack.residual and y.shape == below.shape else y
+    return x, tuple(after)
+
+
+def _check_sizes(layers: Sequence[Encoder]) -> None:
+    if not layers:
+        raise ValueError("a stack needs at least one layer")
+    for index, (below, above) in enumerate(zip(layers, layers[1:], strict=False)):
+        if below.output_size != above.input_size:
+            raise ValueError(
+                f"layer {index} gives {below.output_size} outputs, layer {index + 1} takes {above.input_size}"
+            )
+
+
+class Bidirectional(Encoder):
+    """Two causal layers, one run forwards and one backwards, with separate parameters.
+
+    It has only :meth:`forward`: a decoder cannot accept it. Source: Schuster & Paliwal 1997.
+
+    Args:
+        ahead: reads from the first position to the last.
+        back: reads from the last position to the first.
+        merge: how the two outputs of a position become one.
+
+    Raises:
+        ValueError: if the two layers take or, unless concatenated, give different sizes.
+    """
+
+    def __init__(
+        self, ahead: Recurrent[Any], back: Recurrent[Any], *, merge: Literal["concat", "sum", "mean"] = "concat"
+    ) -> None:
+        super().__init__()
+        if ahead.input_size != back.input_size:
+            raise ValueError(f"the directions take {ahead.input_size} and {back.input_size} inputs; equal sizes fit")
+        if merge != "concat" and ahead.output_size != back.output_size:
+            raise ValueError(f"merge {merge!r} needs directions of equal size, not {ahead.output_size} and "
+                             f"{back.output_size}")  # fmt: skip
+        self.ahead, self.back, self.merge = ahead, back, merge
+        self.input_size = ahead.input_size
+        self.output_size = ahead.output_size + (back.output_size if merge == "concat" else 0)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, tuple[Carry, Carry]]:
+        """y (B, T, O) and the carries of both directions at the end of their reading."""
+        self.check_input(x, lengths)
+        y_ahead, carry_ahead = self.ahead(x, lengths)
+        y_back, carry_back = self.back(flip(x, lengths), lengths)
+        y_back = flip(y_back, lengths)
+        if self.merge == "concat":
+            return torch.cat([y_ahead, y_back], -1), (carry_ahead, carry_back)
+        y = y_ahead + y_back
+        return (y / 2 if self.merge == "mean" else y), (carry_ahead, carry_back)
+
+    def last(self, y: Tensor, lengths: Tensor | None) -> Tensor:
+        """The forward output at the row's end beside the backward output at its start: (B, O).
+
+        Raises:
+            ValueError: if the outputs were merged, since they cannot be told apart then.
+        """
+        if self.merge != "concat":
+            raise ValueError(f"the last outputs of a birnn are known only with merge: concat, not {self.merge!r}")
+        size = self.ahead.output_size
+        return torch.cat([gather(y[..., :size], lengths), y[:, 0, size:]], -1)
+
+
+@ENCODERS.register("birnn")
+def build_birnn(
+    input_size: int,
+    *,
+    layer: Annotated[Spec, RECURRENT],
+    back: Annotated[Spec, RECURRENT] | None = None,
+    merge: Literal["concat", "sum", "mean"] = "concat",
+) -> Bidirectional:
+    """One recurrent layer read forwards and another backwards (Schuster & Paliwal 1997).
+
+    Args:
+        layer: the layer that reads forwards, and backwards too unless `back` is given.
+        back: another layer for reading backwards.
+        merge: how the two outputs of a position become one.
+    """
+    ahead = RECURRENT.build(layer, input_size=input_size)
+    return Bidirectional(ahead, RECURRENT.build(back or layer, input_size=input_size), merge=merge)
+
+
+def _build_layers(registry: Registry[Any], specs: Sequence[Spec], input_size: int) -> list[Any]:
+    layers: list[Any] = []
+    for spec in specs:
+        layers.append(registry.build(spec, input_size=layers[-1].output_size if layers else input_size))
+    return layers
+
+
+@RECURRENT.register("stack")
+def build_stack(
+    input_size: int,
+    *,
+    layers: list[Annotated[Spec, RECURRENT]],
+    dropout: Probability = 0.0,
+    residual: bool = False,
+) -> Stack:
+    """Recurrent layers on top of each other.
+
+    Args:
+        layers: the layers, from the input upwards.
+        dropout: share of activations dropped between layers in training.
+        residual: add a layer's input to its output wherever the sizes are equal.
+    """
+    return Stack(_build_layers(RECURRENT, layers, input_size), dropout=dropout, residual=residual)
+
+
+@ENCODERS.register("stack")
+def build_encoder_stack(
+    input_size: int,
+    *,
+    layers: list[Annotated[Spec, ENCODERS]],
+    dropout: Probability = 0.0,
+    residual: bool = False,
+) -> Encoder:
+    """Layers on top of each other, any of which may read both ways.
+
+    Args:
+        layers: the layers, from the input upwards.
+        dropout: share of activations dropped between layers in training.
+        residual: add a layer's input to its output wherever the sizes are equal.
+    """
+    built = _build_layers(ENCODERS, layers, input_size)
+    if all(isinstance(layer, Recurrent) for layer in built):
+        return Stack(built, dropout=dropout, residual=residual)
+    return EncoderStack(built, dropout=dropout, residual=residual)

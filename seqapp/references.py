@@ -1,0 +1,147 @@
+"""What a person may write for MODEL: a bundle directory, ``name@alias``, ``name/version`` or an MLflow run id.
+
+Training and serving both need this and may not import each other, so it lives here; MLflow is imported only when the
+reference is not a directory (docs/decisions/0002-one-place-resolves-a-model-reference.md).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seqapp.bundle import MANIFEST
+from seqapp.errors import SeqappError
+
+BUNDLE = "bundle"
+"""The folder of the bundle inside a logged model."""
+
+
+class ReferenceNotFound(SeqappError):
+    """A MODEL reference leads nowhere; the message says what was looked for and what there is."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where a MODEL reference leads."""
+
+    path: Path
+    """The bundle directory, downloaded if it was remote."""
+    name: str
+    """What a client calls the model."""
+    version: str = ""
+    alias: str = ""
+
+
+def tracking_uri() -> str:
+    """``MLFLOW_TRACKING_URI``, or the SQLite file of the current directory."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+def connect() -> Any:
+    """An MLflow client for :func:`tracking_uri`.
+
+    Raises:
+        ReferenceNotFound: if the tracking server cannot be reached, or MLflow is not installed.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    try:
+        import mlflow
+    except ImportError:
+        raise ReferenceNotFound("MLflow is not installed; `pip install 'seqapp[serve]'`, or name a bundle directory"
+                                ) from None  # fmt: skip
+    uri = tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return mlflow.MlflowClient(uri, uri)
+
+
+def resolve(reference: str) -> Reference:
+    """The bundle that ``reference`` names.
+
+    Args:
+        reference: a bundle directory, ``name@alias``, ``name/version``, ``name`` for its champion, or a run id.
+
+    Raises:
+        ReferenceNotFound: saying what was looked for and what there is.
+    """
+    path = Path(reference)
+    if path.is_dir():
+        inner = path if (path / MANIFEST).is_file() else path / BUNDLE
+        return Reference(inner if inner.is_dir() else path, path.resolve().name)
+    if "/" in reference and not re.fullmatch(r"[^/@]+/\d+", reference):
+        raise ReferenceNotFound(f"{reference}: no such directory")
+    client = connect()
+    if re.fullmatch(r"[0-9a-f]{32}", reference):
+        return _from_run(client, reference)
+    name, _, alias = reference.partition("@")
+    name, _, version = name.partition("/")
+    return _from_registry(client, name, alias or ("" if version else "champion"), version)
+
+
+def champions() -> list[Reference]:
+    """Every registered model that has a champion, the most recently registered first.
+
+    Raises:
+        ReferenceNotFound: if there is none.
+    """
+    client = connect()
+    found = []
+    for model in _ask(client.search_registered_models, "the model registry"):
+        if "champion" in (model.aliases or {}):
+            found.append((model.last_updated_timestamp or 0, model.name))
+    if not found:
+        raise ReferenceNotFound(f"the registry at {tracking_uri()} holds no champion; `make train` trains one, "
+                                "or name a bundle directory")  # fmt: skip
+    return [_from_registry(client, name, "champion", "") for _, name in sorted(found, reverse=True)]
+
+
+def _from_registry(client: Any, name: str, alias: str, version: str) -> Reference:
+    from mlflow.exceptions import MlflowException
+
+    what = f"{name}@{alias}" if alias else f"{name}/{version}"
+    try:
+        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+    except MlflowException as error:
+        known = _ask(client.search_registered_models, what)
+        listed = ", ".join(f"{model.name}@{other}" for model in known for other in (model.aliases or {})) or "none"
+        raise ReferenceNotFound(f"{what}: not in the registry at {tracking_uri()} ({_first_line(error)}); "
+                                f"registered: {listed}") from None  # fmt: skip
+    path = _download(f"models:/{name}/{found.version}", what)
+    return Reference(path, name, str(found.version), alias)
+
+
+def _from_run(client: Any, run_id: str) -> Reference:
+    run = _ask(lambda: client.get_run(run_id), f"run {run_id}")
+    models = run.outputs.model_outputs if run.outputs else []
+    if not models:
+        raise ReferenceNotFound(f"run {run_id} ({run.info.status.lower()}) has logged no model")
+    path = _download(f"models:/{models[-1].model_id}", f"run {run_id}")
+    return Reference(path, run.info.run_name or run_id)
+
+
+def _download(uri: str, what: str) -> Path:
+    import mlflow
+
+    directory = Path(_ask(lambda: mlflow.artifacts.download_artifacts(uri), what))
+    for path in (directory / "artifacts" / BUNDLE, directory / BUNDLE):
+        if (path / MANIFEST).is_file():
+            return path
+    raise ReferenceNotFound(f"{what}: the model at {uri} was not logged by seqapp: it holds no bundle")
+
+
+def _ask(question: Any, what: str) -> Any:
+    """``question()``, its failures told in one sentence."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return question()
+    except (MlflowException, OSError) as error:
+        raise ReferenceNotFound(f"{what}: the tracking server {tracking_uri()} says: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

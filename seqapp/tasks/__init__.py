@@ -1,0 +1,6 @@
+"""One file per task; importing this package registers them all."""
+
+from seqapp.tasks import sentiment  # noqa: F401  (registers the task)
+from seqapp.tasks.base import TASKS, InputError, Task
+
+__all__ = ["TASKS", "InputError", "Task"]

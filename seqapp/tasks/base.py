@@ -1,0 +1,135 @@
+"""What a task is: wire types, how an example becomes numbers, the loss, and how an answer is made.
+
+Training and serving pass through the same :meth:`Task.encode`, so a model never meets a text prepared otherwise.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from seqapp.errors import ConfigError, SeqappError
+from seqapp.metrics import Metric
+from seqapp.models.registry import MODELS
+from seqapp.registry import Registry
+
+E = TypeVar("E")
+"""One example of a data source."""
+I = TypeVar("I")  # noqa: E741
+"""One encoded example."""
+
+
+class InputError(SeqappError):
+    """One input of a request or a file cannot be answered; ``index`` tells which."""
+
+    def __init__(self, index: int, problem: str) -> None:
+        self.index = index
+        self.problem = problem
+        super().__init__(f"input {index}: {problem}")
+
+
+class Task(ABC, Generic[E, I]):
+    """One kind of problem. LAW: ``predict`` answers each input as if it were alone."""
+
+    Input: ClassVar[type[BaseModel]]
+    Output: ClassVar[type[BaseModel]]
+    example_type: ClassVar[type]
+    """The dataclass that a fitting data source yields."""
+    model_kind: ClassVar[str]
+    """The kind of model this task trains."""
+    selection: ClassVar[tuple[str, str]]
+    """The validation score that chooses between weights, and whether "max" or "min" is better."""
+
+    @abstractmethod
+    def prepare(self, examples: Sequence[E]) -> None:
+        """Fit tokenizers and vocabularies, once, on training examples."""
+
+    @abstractmethod
+    def encode(self, examples: Sequence[E]) -> list[I]:
+        """Examples -> items, one each, in order.
+
+        Raises:
+            InputError: for an example that has no content.
+        """
+
+    def augment(self, item: I, chance: random.Random) -> I:
+        """A training variation of ``item``, such as a random crop; by default the item itself."""
+        return item
+
+    def augmented_length(self, length: int) -> int:
+        """How long an item of ``length`` is after :meth:`augment`."""
+        return length
+
+    @abstractmethod
+    def length(self, item: I) -> int:
+        """Tokens in ``item``."""
+
+    @abstractmethod
+    def collate(self, items: Sequence[I]) -> Any:
+        """A batch: padded ids (B, T), lengths (B,), targets."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Metric]]:
+        """The mean loss of a batch and its metrics."""
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """What :meth:`prepare` found and a model needs, such as ``vocabulary_size``."""
+
+    def build_model(self, spec: Mapping[str, Any]) -> nn.Module:
+        """The model that ``spec`` describes, with the sizes that :meth:`prepare` found.
+
+        Raises:
+            ConfigError: if the spec does not fit, or is of a kind this task does not train.
+        """
+        if spec.get("kind") != self.model_kind:
+            raise ConfigError(f"this task trains a model of kind {self.model_kind!r}, not {spec.get('kind')!r}")
+        try:
+            return MODELS.build(spec, **self.sizes())
+        except ValueError as error:
+            raise ConfigError(f"model: {error}") from None
+
+    @abstractmethod
+    def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[Any]:
+        """Answer ``inputs`` (of type ``Input``) in order, in batches of similar length.
+
+        Raises:
+            InputError: for an input that cannot be answered.
+        """
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One sentence on what a prepared task answers, for the model card."""
+
+    @abstractmethod
+    def as_input(self, example: E) -> BaseModel:
+        """The request that asks about ``example``."""
+
+    @abstractmethod
+    def read_examples(self, path: Path, **columns: Any) -> list[E]:
+        """Examples with their answers from a user's file.
+
+        Raises:
+            DataError: naming file and line.
+        """
+
+    @abstractmethod
+    def save(self, directory: Path) -> None:
+        """Write what :meth:`prepare` fitted, in files that hold no code."""
+
+    @abstractmethod
+    def restore(self, directory: Path) -> None:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            BundleError: if a file does not fit.
+        """
+
+
+TASKS: Registry[Task[Any, Any]] = Registry("task")

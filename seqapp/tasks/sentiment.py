@@ -1,0 +1,224 @@
+"""Sentiment and any other choice of one class for a text (many to one)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from seqapp.data.batching import cut_by_tokens, pad
+from seqapp.data.splits import LabelledText
+from seqapp.data.tables import read_labelled
+from seqapp.data.tokenizers import TOKENIZERS, Encoded, Tokenizer
+from seqapp.data.vocabulary import Vocabulary
+from seqapp.errors import BundleError
+from seqapp.metrics import Confusion, Metric, Ratio
+from seqapp.models.classifier import Classifier
+from seqapp.registry import Size, Spec
+from seqapp.tasks.base import TASKS, InputError, Task
+
+log = logging.getLogger(__name__)
+
+PREDICT_TOKENS = 16_384
+"""Padded tokens in one forward pass of :meth:`Sentiment.predict`."""
+
+
+class SentimentInput(BaseModel):
+    """A text to classify."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str = Field(description="the text; any length")
+    explain: bool = Field(False, description="also say how much each token speaks for the chosen label")
+
+
+class TokenWeight(BaseModel):
+    """How much one token speaks for (+) or against (-) the chosen label."""
+
+    text: str
+    start: int = Field(description="offset of the first character in the text")
+    end: int = Field(description="offset after the last character")
+    weight: float = Field(description="gradient times embedding of the log-odds; 0 means no influence")
+
+
+class SentimentOutput(BaseModel):
+    """The label, and how sure the model is of each."""
+
+    label: str
+    score: float = Field(description="probability of the label")
+    scores: dict[str, float] = Field(description="probability of every label; they sum to 1")
+    tokens: list[TokenWeight] | None = None
+
+
+class Item(NamedTuple):
+    """One encoded text; ``target`` is -1 when the answer is asked for."""
+
+    ids: list[int]
+    target: int
+
+
+class Batch(NamedTuple):
+    """ids (B, T) right-padded, lengths (B,), targets (B,)."""
+
+    ids: Tensor
+    lengths: Tensor
+    targets: Tensor
+
+
+@TASKS.register("sentiment")
+class Sentiment(Task[LabelledText, Item]):
+    """One of two or more classes for a text.
+
+    Args:
+        tokenizer: how a text becomes tokens.
+        max_tokens: longest text read, in tokens; the rest is cut and counted in the log. null reads everything.
+        crop: in training, a longer text is read from a random place for this many tokens; null reads everything.
+    """
+
+    Input: ClassVar[type[BaseModel]] = SentimentInput
+    Output: ClassVar[type[BaseModel]] = SentimentOutput
+    example_type = LabelledText
+    model_kind = "classifier"
+    selection = ("accuracy", "max")
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Annotated[Spec, TOKENIZERS] = {"kind": "word"},  # noqa: B006  (copied before use)
+        max_tokens: Size | None = None,
+        crop: Size | None = None,
+    ) -> None:
+        self.tokenizer: Tokenizer = TOKENIZERS.build(tokenizer)
+        self.max_tokens, self.crop = max_tokens, crop
+        self.labels = Vocabulary([])
+
+    def prepare(self, examples: Sequence[LabelledText]) -> None:
+        self.tokenizer.fit(example.text for example in examples)
+        self.labels = Vocabulary(sorted({example.label for example in examples}))
+        counts = Counter(example.label for example in examples)
+        log.info("labels: %s", ", ".join(f"{name} {counts[name]}" for name in self.labels.names))
+
+    def sizes(self) -> dict[str, int]:
+        return {"vocabulary_size": self.tokenizer.size, "classes": len(self.labels)}
+
+    def encode(self, examples: Sequence[LabelledText]) -> list[Item]:
+        encoded = self._encode_texts([example.text for example in examples])
+        return [
+            Item(row.ids, self.labels.index(example.label)) for row, example in zip(encoded, examples, strict=True)
+        ]
+
+    def augment(self, item: Item, chance: random.Random) -> Item:
+        if self.crop is None or len(item.ids) <= self.crop:
+            return item
+        start = chance.randrange(len(item.ids) - self.crop + 1)
+        return item._replace(ids=item.ids[start : start + self.crop])
+
+    def augmented_length(self, length: int) -> int:
+        return length if self.crop is None else min(length, self.crop)
+
+    def length(self, item: Item) -> int:
+        return len(item.ids)
+
+    def collate(self, items: Sequence[Item]) -> Batch:
+        ids, lengths = pad([item.ids for item in items])
+        return Batch(ids, lengths, torch.tensor([item.target for item in items]))
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Metric]]:
+        assert isinstance(model, Classifier)
+        loss, logits = model.loss(*batch)
+        logits = logits.detach()
+        nats = cross_entropy(logits, batch.targets, reduction="sum")
+        return loss, {
+            "nll": Ratio("nll", nats.double(), len(batch.targets)),
+            "confusion": Confusion.of(logits, batch.targets, self.labels.names),
+        }
+
+    def predict(self, model: nn.Module, inputs: Sequence[SentimentInput]) -> list[SentimentOutput]:
+        assert isinstance(model, Classifier)
+        encoded = self._encode_texts([given.text for given in inputs])
+        lengths = [len(row.ids) for row in encoded]
+        order = sorted(range(len(inputs)), key=lambda index: lengths[index])
+        probabilities = torch.empty(len(inputs), len(self.labels))
+        with torch.inference_mode():
+            for indices in cut_by_tokens(order, lengths, PREDICT_TOKENS, max_rows=256):
+                ids, sizes = pad([encoded[index].ids for index in indices])
+                device = model.embedding.weight.device
+                probabilities[indices] = model(ids.to(device), sizes.to(device)).softmax(1).cpu()
+        outputs = []
+        for given, row, chances in zip(inputs, encoded, probabilities.tolist(), strict=True):
+            best = max(range(len(chances)), key=chances.__getitem__)
+            tokens = self._explain(model, given.text, row, best) if given.explain else None
+            outputs.append(
+                SentimentOutput(
+                    label=self.labels.names[best],
+                    score=chances[best],
+                    scores=dict(zip(self.labels.names, chances, strict=True)),
+                    tokens=tokens,
+                )
+            )
+        return outputs
+
+    def describe(self) -> str:
+        return f"Chooses one of {len(self.labels)} labels for a text: {', '.join(self.labels.names)}."
+
+    def as_input(self, example: LabelledText) -> SentimentInput:
+        return SentimentInput(text=example.text)
+
+    def read_examples(self, path: Path, **columns: Any) -> list[LabelledText]:
+        return read_labelled(path, **columns)
+
+    def save(self, directory: Path) -> None:
+        self.tokenizer.save(directory / "tokenizer.json")
+        (directory / "labels.json").write_text(
+            json.dumps(self.labels.names, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
+
+    def restore(self, directory: Path) -> None:
+        self.tokenizer = Tokenizer.load(directory / "tokenizer.json")
+        path = directory / "labels.json"
+        try:
+            names = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path}: not a readable list of labels: {error}") from None
+        if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
+            raise BundleError(f"{path}: a list of two or more label names fits, not {str(names)[:80]}")
+        self.labels = Vocabulary(names)
+
+    def _encode_texts(self, texts: Sequence[str]) -> list[Encoded]:
+        encoded = self.tokenizer.encode_batch(texts)
+        for index, row in enumerate(encoded):
+            if not row.ids:
+                raise InputError(index, "the text is empty: it holds no word, digit or mark")
+        if self.max_tokens is None:
+            return encoded
+        cut = [len(row.ids) - self.max_tokens for row in encoded if len(row.ids) > self.max_tokens]
+        if cut:
+            log.warning(
+                "%d of %d text(s) are longer than max_tokens=%d; %d token(s) at their ends are not read",
+                len(cut), len(encoded), self.max_tokens, sum(cut),
+            )  # fmt: skip
+        return [Encoded(row.ids[: self.max_tokens], row.offsets[: self.max_tokens]) for row in encoded]
+
+    def _explain(self, model: Classifier, text: str, row: Encoded, label: int) -> list[TokenWeight]:
+        """Gradient times input of the label's log-odds against the other labels (Simonyan et al. 2014)."""
+        ids, lengths = pad([row.ids])
+        device = model.embedding.weight.device
+        with torch.enable_grad():
+            vectors = model.embedding(ids.to(device)).detach().requires_grad_()
+            logits = model.head.logits(model.features(vectors, lengths.to(device)))[0]
+            others = torch.cat([logits[:label], logits[label + 1 :]])
+            (gradient,) = torch.autograd.grad(logits[label] - others.logsumexp(0), vectors)
+        weights = (gradient * vectors).sum(-1)[0].tolist()
+        return [
+            TokenWeight(text=text[start:end], start=start, end=end, weight=weight)
+            for (start, end), weight in zip(row.offsets, weights, strict=True)
+        ]
