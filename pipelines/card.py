@@ -53,7 +53,9 @@ def model_card(
             f"{values['macro_f1']:.4f} | {values['nll']:.4f} |"
         )
     data = "\n".join(f"- {split}: {sizes[split]:,} texts, SHA-256 `{digests[split]}`" for split in sizes)
-    commit = source.get("git_commit", "unknown") + (" with uncommitted changes" if source.get("git_dirty") == "true" else "")
+    commit = source.get("git_commit", "unknown") + (
+        " with uncommitted changes" if source.get("git_dirty") == "true" else ""
+    )
     return f"""# {name}
 
 {purpose}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from seqapp.metrics import Confusion
 
@@ -29,7 +30,7 @@ def learning_curves(history: Mapping[str, Sequence[tuple[int, float]]], title: s
             axes.plot([epoch + 1 for epoch, _ in points], [value for _, value in points],
                       color=color, marker="o", markersize=3, label=part)  # fmt: skip
         axes.set(xlabel="epoch", title={"nll": "nll (nats per text)"}.get(name, name))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
     return figure

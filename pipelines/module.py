@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from typing import Any
@@ -15,6 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from seqapp import metrics
 from seqapp.metrics import Metric
 from seqapp.tasks import Task
+
+log = logging.getLogger(__name__)
 
 
 class Learner(pl.LightningModule):
@@ -49,6 +52,7 @@ class Learner(pl.LightningModule):
         )  # fmt: skip
         self.seed = seed
         self._totals: dict[str, Metric] = {}
+        self._validation: dict[str, Metric] = {}
         self._tokens = 0
         self._seconds = 0.0
         self._gradient_norms: list[Tensor] = []
@@ -82,10 +86,16 @@ class Learner(pl.LightningModule):
         scores["train/gradient_norm"] = float(torch.stack(self._gradient_norms).mean())
         scores["train/learning_rate"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
         self._log(scores)
+        log.info(
+            "epoch %d/%d: train nll %.4f, %s, %s tokens/s",
+            self.current_epoch + 1, self.trainer.max_epochs or 0, scores["train/nll"],
+            ", ".join(f"validation {name} {value:.4f}" for name, value in metrics.read(self._validation).items()),
+            f"{scores['train/tokens_per_second']:,.0f}",
+        )  # fmt: skip
 
     def on_validation_start(self) -> None:
         self._seconds = time.perf_counter() - self._seconds
-        self._validation: dict[str, Metric] = {}
+        self._validation = {}
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
         _, new = self.task.loss(self.model, batch)

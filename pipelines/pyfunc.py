@@ -4,12 +4,12 @@ from typing import Any
 
 import mlflow
 import pandas
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from seqapp import bundle
 
 
-class BundleModel(PythonModel):  # type: ignore[misc]
+class BundleModel(PythonModel):
     """Answers data frames, one row an input of the task."""
 
     def load_context(self, context: PythonModelContext) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pytorch_lightning.loggers import MLFlowLogger
 from torch import nn
 
 from pipelines import figures, tracking
+from pipelines.baselines import BASELINES, BaselineResult, run_baseline
 from pipelines.card import model_card
 from pipelines.data import Data
 from pipelines.module import Learner
@@ -28,12 +29,15 @@ from pipelines.options import SECTIONS, Training
 from seqapp import bundle, config, metrics
 from seqapp.bundle import Bundle
 from seqapp.data.splits import SOURCES, Splits
-from seqapp.errors import ConfigError, SeqappError
+from seqapp.data.tables import read_rows
+from seqapp.errors import ConfigError, DataError, SeqappError
 from seqapp.metrics import Confusion, Metric
-from seqapp.references import tracking_uri
+from seqapp.references import connect, tracking_uri
+from seqapp.registry import suggest
 from seqapp.tasks import TASKS, InputError, Task
 
 log = logging.getLogger(__name__)
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 
 RUNS = Path("runs")
 STATE = "state.json"
@@ -49,6 +53,7 @@ class Trained:
     """What a training leaves behind."""
 
     run_id: str
+    task: str
     name: str
     bundle: Path
     scores: dict[str, dict[str, float]]
@@ -163,13 +168,46 @@ def train(
         )  # fmt: skip
         registered = _publish(
             run_id, directory / "bundle", task, history, totals, scores, golden[0].model_dump(),
+            sizes=sizes, parameters=parameters, seconds=seconds,
             registered_name=name if register else None, digest=digests["validation"],
         )  # fmt: skip
         tracking.finish(run_id)
     _write_state(directory, run_id, resolved, finished=True)
-    trained = Trained(run_id, path.stem, directory / "bundle", scores, parameters, seconds, registered)
+    trained = Trained(
+        run_id, resolved["task"]["kind"], path.stem, directory / "bundle", scores, parameters, seconds, registered
+    )
     log.info("%s: %s; whole command %.0f s", path.stem, _scores(scores), time.monotonic() - started)
     return trained
+
+
+def baseline(path: str | Path, overrides: Sequence[str] = ()) -> list[BaselineResult]:
+    """Fit the linear baselines on the data of a config, and log each as a run that can be compared with the networks.
+
+    Args:
+        path: a YAML config, of which the data section counts.
+        overrides: ``key=value``.
+    """
+    path = Path(path)
+    resolved = config.load(path, overrides, sections=SECTIONS)
+    splits: Splits[Any] = SOURCES.build(resolved["data"])
+    digests = splits.digests()
+    results = []
+    for name in BASELINES:
+        tags = {"task": resolved["task"]["kind"], "network": "none (linear)", "dataset": splits.name,
+                "validation_digest": digests["validation"], "test_digest": digests["test"],
+                **tracking.source_tags()}  # fmt: skip
+        run_id = tracking.create_run(resolved["task"]["kind"], name, tags)
+        with tracking.failing(run_id):
+            result = run_baseline(name, splits, test=resolved["train"]["test"])
+            tracking.log_start(run_id, {"data": resolved["data"], "strength": result.strength}, digests, splits.name)
+            logged = {"best_validation/accuracy": result.validation, "seconds": result.seconds}
+            if result.test is not None:
+                logged |= {"test/accuracy": result.test, "test/examples": len(splits.test)}
+            for key, value in logged.items():
+                connect().log_metric(run_id, key, value)
+            tracking.finish(run_id)
+        results.append(result)
+    return results
 
 
 def measure(task: Task[Any, Any], model: nn.Module, data: Data, items: Sequence[Any]) -> dict[str, Metric]:
@@ -210,15 +248,69 @@ def evaluate(loaded: Bundle, path: Path, **columns: Any) -> dict[str, Any]:
 
 
 def predict(loaded: Bundle, inputs: Iterable[Any], *, chunk: int = 1024) -> Iterator[Any]:
-    """Answers in order, reading ``inputs`` a chunk at a time, so that a file of any size fits."""
+    """An answer, or the :class:`InputError` that explains why there is none, for each input, in order.
+
+    Reads ``inputs`` a chunk at a time, so that a source of any size fits.
+    """
     stream = iter(inputs)
     start = 0
-    while batch := list(islice(stream, chunk)):
-        try:
-            yield from loaded.predict(batch)
-        except InputError as error:
-            raise InputError(start + error.index, error.problem) from None
+    while batch := dict(enumerate(islice(stream, chunk))):
+        answers: dict[int, Any] = {}
+        rest = list(batch)
+        while rest:
+            try:
+                answers.update(zip(rest, loaded.predict([batch[place] for place in rest]), strict=True))
+                break
+            except InputError as error:
+                bad = rest.pop(error.index)
+                answers[bad] = InputError(start + bad, error.problem)
+        yield from (answers[place] for place in batch)
         start += len(batch)
+
+
+def predict_file(loaded: Bundle, file: str, *, text: str, encoding: str) -> Iterator[dict[str, Any]]:
+    """One record a row: the line it came from and the answer, or an "error".
+
+    Args:
+        loaded: a bundle.
+        file: a table, a text with one input a line, or "-" for standard input.
+        text: the column of a table that holds the text.
+        encoding: of the file.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    lines: list[int] = []
+
+    def inputs() -> Iterator[Any]:
+        for line, value in _texts(file, text, encoding):
+            lines.append(line)
+            yield loaded.task.Input(text=value)
+
+    for number, answer in enumerate(predict(loaded, inputs())):
+        if isinstance(answer, InputError):
+            yield {"line": lines[number], "error": answer.problem}
+        else:
+            yield {"line": lines[number], **answer.model_dump(mode="json", exclude_none=True)}
+
+
+def _texts(file: str, column: str, encoding: str) -> Iterator[tuple[int, str]]:
+    if file != "-" and Path(file).suffix.lower() not in (".txt", ".text", ""):
+        for row in read_rows(Path(file), encoding=encoding):
+            if column not in row.values:
+                raise DataError(f"{file}:{row.line}: no column {column!r}; {suggest(column, list(row.values))}")
+            yield row.line, str(row.values[column] if row.values[column] is not None else "")
+        return
+    try:
+        with open(0 if file == "-" else file, "rb", closefd=file != "-") as stream:
+            for number, line in enumerate(stream, 1):
+                try:
+                    yield number, line.decode(encoding).rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{file}:{number}: byte {error.start} is not {encoding}; --encoding names another"
+                                    ) from None  # fmt: skip
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}") from None
 
 
 def export(loaded: Bundle, target: Path) -> Path:
@@ -246,7 +338,7 @@ def _fit(
     progress: bool,
 ) -> None:
     name, mode = learner.task.selection
-    callbacks: list[Callback] = [best, _EpochLine(name)]
+    callbacks: list[Callback] = [best]
     if options.patience:
         callbacks.append(EarlyStopping(f"validation/{name}", mode=mode, patience=options.patience))
     if progress:
@@ -256,6 +348,7 @@ def _fit(
         # holds checkpoints is what resuming means.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         trainer = pl.Trainer(
             max_epochs=options.epochs,
             accelerator=options.accelerator,
@@ -267,7 +360,7 @@ def _fit(
             default_root_dir=directory,
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
-            log_every_n_steps=10**9,
+            log_every_n_steps=1,
             enable_progress_bar=progress,
             enable_model_summary=False,
             deterministic=True,
@@ -281,21 +374,6 @@ def _fit(
             raise Stopped(
                 f"stopped in epoch {trainer.current_epoch + 1}; `--resume` goes on from the end of the last epoch"
             ) from None
-
-
-class _EpochLine(Callback):
-    """One line an epoch in the log, for those who look later."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        values = trainer.callback_metrics
-        log.info(
-            "epoch %d/%s: train nll %.4f, validation nll %.4f, %s %.4f",
-            trainer.current_epoch + 1, trainer.max_epochs, values.get("train/nll", float("nan")),
-            values["validation/nll"], self.name, values[f"validation/{self.name}"],
-        )  # fmt: skip
 
 
 def _open_run(
@@ -358,10 +436,13 @@ def _publish(
     scores: Mapping[str, Mapping[str, float]],
     example: Mapping[str, Any],
     *,
+    sizes: Mapping[str, int],
+    parameters: int,
+    seconds: float,
     registered_name: str | None,
     digest: str,
 ) -> tracking.Registered | None:
-    client = tracking.connect()
+    client = connect()
     title = client.get_run(run_id).info.run_name or run_id
     client.log_figure(run_id, figures.learning_curves(history, title), "learning_curves.png")
     for split, metric in totals.items():
@@ -370,6 +451,9 @@ def _publish(
         for confusion in (found for found in metric.values() if isinstance(found, Confusion)):
             picture = figures.confusion_matrix(confusion, f"{title}, {split}")
             client.log_figure(run_id, picture, f"confusion_{split}.png")
+        client.log_metric(run_id, f"{split}/examples", sizes[split])
+    client.log_metric(run_id, "parameters", parameters)
+    client.log_metric(run_id, "seconds", seconds)
     client.log_text(run_id, (directory / "README.md").read_text(encoding="utf-8"), "model_card.md")
     uri = tracking.log_bundle(run_id, directory, task, example)
     if registered_name is None:
@@ -400,8 +484,3 @@ def _sizes(splits: Splits[Any]) -> str:
 
 def _scores(scores: Mapping[str, Mapping[str, float]]) -> str:
     return ", ".join(f"{split} {name} {value:.4f}" for split, part in scores.items() for name, value in part.items())
-
-
-def summary(trained: Trained) -> dict[str, Any]:
-    """A :class:`Trained` ready for JSON."""
-    return {**asdict(trained), "bundle": str(trained.bundle)}

@@ -71,7 +71,8 @@ def log_start(run_id: str, resolved: Mapping[str, Any], digests: Mapping[str, st
     source = CodeDatasetSource(tags={"kind": resolved["data"]["kind"]})
     with mlflow.start_run(run_id=run_id):
         for context, digest in digests.items():
-            mlflow.log_input(MetaDataset(source, name=data_name, digest=digest[:16]), context=context)
+            dataset = MetaDataset(source, name=data_name, digest=digest[:16])  # type: ignore[abstract]
+            mlflow.log_input(dataset, context=context)
 
 
 def history(run_id: str) -> dict[str, list[tuple[int, float]]]:
@@ -102,8 +103,8 @@ def log_bundle(run_id: str, directory: Path, task: Task[Any, Any], example: Mapp
 
     import seqapp
 
-    requirements = [f"{name}=={metadata.version(name).partition('+')[0]}"
-                    for name in ("torch", "numpy", "tokenizers", "pydantic", "safetensors", "pyyaml", "pandas")]  # fmt: skip
+    needed = ("torch", "numpy", "tokenizers", "pydantic", "safetensors", "pyyaml", "pandas")
+    requirements = [f"{name}=={metadata.version(name).partition('+')[0]}" for name in needed]
     signature = ModelSignature(
         inputs=Schema([ColSpec("string", "text")]),
         outputs=Schema([ColSpec("string", "label"), ColSpec("double", "score")]),
@@ -227,5 +228,3 @@ def environment() -> str:
 
 def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-
-

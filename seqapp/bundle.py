@@ -183,7 +183,9 @@ def load(path: str | Path) -> Bundle:
     resolved = config.parse((path / "config.yaml").read_text(encoding="utf-8"), str(path / "config.yaml"))
     try:
         if resolved["task"]["kind"] != manifest.task:
-            raise BundleError(f"{path}: {MANIFEST} says task {manifest.task!r}, config.yaml {resolved['task']['kind']!r}")
+            raise BundleError(
+                f"{path}: {MANIFEST} says task {manifest.task!r}, config.yaml {resolved['task']['kind']!r}"
+            )
         task = TASKS.build(resolved["task"])
         task.restore(path)
         # On the meta device a model takes no memory, so a foreign config cannot ask for more than the weights file has.
@@ -216,7 +218,9 @@ def read_manifest(path: Path) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise BundleError(f"{file}: foreign: format is not {FORMAT!r}")
     if content.get("version") != VERSION:
-        raise BundleError(f"{file}: format version {content.get('version')!r}; this seqapp {__version__} reads {VERSION}")
+        raise BundleError(
+            f"{file}: format version {content.get('version')!r}; this seqapp {__version__} reads {VERSION}"
+        )
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
@@ -272,5 +276,3 @@ def _write(file: Path, text: str) -> None:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-

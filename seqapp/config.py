@@ -34,10 +34,10 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         # An alias lets a few lines expand without bound, and a bundle's YAML comes from outside.
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed", problem_mark=mark)
-        node: yaml.Node | None = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        node: yaml.Node | None = super().compose_node(parent, index)
         return node
 
 
@@ -120,7 +120,7 @@ def schema(sections: Mapping[str, Section]) -> dict[str, Any]:
     required = []
     for name, section in sections.items():
         if isinstance(section, Registry):
-            definitions(section, found)
+            found.update(definitions(section))
             properties[name] = section.json_schema()
             required.append(name)
         else:
@@ -209,7 +209,8 @@ def _apply(tree: dict[str, Any], override: str, origins: dict[Where, str]) -> No
         if isinstance(parent, list):
             if not part.isdigit() or int(part) >= len(parent):
                 raise ConfigError(
-                    f"command line: {override}: {dotted(where)} is a list of {len(parent)}, indexed from 0, not {part!r}"
+                    f"command line: {override}: {dotted(where)} is a list of {len(parent)}, indexed from 0, "
+                    f"not {part!r}"
                 )
             step: str | int = int(part)
         elif isinstance(parent, dict):

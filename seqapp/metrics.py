@@ -110,4 +110,3 @@ def wilson_interval(successes: float, trials: int, z: float = 1.96) -> tuple[flo
     middle = share + square / (2 * trials)
     margin = z * ((share * (1 - share) + square / (4 * trials)) / trials) ** 0.5
     return (middle - margin) / (1 + square / trials), (middle + margin) / (1 + square / trials)
-

@@ -173,23 +173,24 @@ class Registry(Generic[T]):
     def __init__(self, name: str, *, given: Sequence[str] = (), includes: Registry[Any] | None = None) -> None:
         self.name = name
         self.given = tuple(given)
-        self._own: dict[str, Kind[T]] = {}
-        self._includes = includes
+        self.own: dict[str, Kind[T]] = {}
+        self.includes = includes
 
     def register(self, kind: str) -> Callable[[B], B]:
         """Decorator: make ``kind`` stand for the decorated class or function."""
 
         def add(builder: B) -> B:
-            if kind in self._own:
+            if kind in self.own:
                 raise ValueError(f"{self.name} {kind!r} is registered twice")
-            self._own[kind] = Kind(kind, builder, self.given)
+            self.own[kind] = Kind(kind, builder, self.given)
             return builder
 
         return add
 
     @property
     def kinds(self) -> dict[str, Kind[Any]]:
-        return {**(self._includes.kinds if self._includes else {}), **self._own}
+        """Every kind by name, included ones too; an own kind goes before an included one of the same name."""
+        return {**(self.includes.kinds if self.includes else {}), **self.own}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.kinds)
@@ -214,7 +215,9 @@ class Registry(Generic[T]):
             raise InvalidOption(where, f"a {self.name} needs a kind; known: {', '.join(self)}")
         kind = spec["kind"]
         if kind not in self:
-            raise InvalidOption((*where, "kind"), f"no {self.name} is called {kind!r}; {suggest(str(kind), list(self))}")
+            raise InvalidOption(
+                (*where, "kind"), f"no {self.name} is called {kind!r}; {suggest(str(kind), list(self))}"
+            )
         options = {name: value for name, value in spec.items() if name != "kind"}
         return {"kind": kind, **check_options(self[kind].options, options, where, f"{self.name} {kind!r}")}
 
@@ -235,23 +238,30 @@ class Registry(Generic[T]):
         return {"$ref": f"#/$defs/{_definition_name(self)}"}
 
 
-def definitions(registry: Registry[Any], found: dict[str, Any] | None = None) -> dict[str, Any]:
-    """JSON Schema ``$defs`` for ``registry`` and every registry its options mention."""
-    found = {} if found is None else found
-    name = _definition_name(registry)
-    if name in found:
-        return found
-    found[name] = {}
-    found[name] = {
-        "oneOf": [
-            object_schema(kind.options, kind=kind.name, description=kind.help) for kind in registry.kinds.values()
-        ]
+def definitions(registry: Registry[Any]) -> dict[str, Any]:
+    """JSON Schema ``$defs`` for ``registry`` and every registry its options lead to."""
+    return {
+        _definition_name(family): {
+            "oneOf": [
+                object_schema(kind.options, kind=kind.name, description=kind.help) for kind in family.kinds.values()
+            ]
+        }
+        for family in reachable(registry)
     }
-    for kind in registry.kinds.values():
-        for option in kind.options.values():
-            inner = _registry(option.annotation)
-            if inner is not None:
-                definitions(inner, found)
+
+
+def reachable(registry: Registry[Any], found: list[Registry[Any]] | None = None) -> list[Registry[Any]]:
+    """``registry`` and every registry that an option of its kinds leads to, each once."""
+    found = [] if found is None else found
+    if registry not in found:
+        found.append(registry)
+        if registry.includes is not None:
+            reachable(registry.includes, found)
+        for kind in registry.kinds.values():
+            for option in kind.options.values():
+                inner = _registry(option.annotation)
+                if inner is not None:
+                    reachable(inner, found)
     return found
 
 

@@ -14,7 +14,7 @@ def reviews() -> Splits[LabelledText]:
     folder = resources.files("seqapp.data") / "reviews"
     parts: dict[str, list[LabelledText]] = {}
     for name in ("train", "validation", "test"):
-        with (folder / f"{name}.tsv").open(encoding="utf-8", newline="") as stream:
-            rows = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-            parts[name] = [LabelledText(row["text"], row["label"]) for row in rows]
+        lines = (folder / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
+        rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        parts[name] = [LabelledText(row["text"], row["label"]) for row in rows]
     return Splits("bundled reviews", **parts)

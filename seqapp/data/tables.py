@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import difflib
 import gzip
@@ -233,10 +234,9 @@ def _lines(path: Path, stream: BinaryIO, encoding: str) -> Iterator[str]:
             good = decoder.decode(chunk[: max(0, error.start - len(state[0]))])
             where = number + len(list(io.StringIO(f"{rest}{good}?", newline="")))
             byte = f"byte {offset - len(state[0]) + error.start} (0x{error.object[error.start]:02x})"
-            fits = _encodings(error.object, encoding)
-            raise DataError(
-                f"{path}:{where}: {byte} is not {encoding} text: {error.reason}; {fits} would fit"
-            ) from None
+            what = f"{byte} is not {encoding} text: {error.reason}"
+            fits = ("" if chunk else "a file that is not cut off, or ") + _encodings(error.object, encoding)
+            raise DataError(f"{path}:{where}: {what}; {fits} would fit") from None
         except UnicodeError as error:  # UTF-16 and UTF-32 without a byte order mark
             fits = f"encoding: {encoding}-le or encoding: {encoding}-be"
             raise DataError(f"{path}:1: byte 0 is not {encoding} text: {error}; {fits} would fit") from None
@@ -255,16 +255,15 @@ def _lines(path: Path, stream: BinaryIO, encoding: str) -> Iterator[str]:
 
 
 def _encodings(content: bytes, encoding: str) -> str:
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    tried = codecs.lookup(encoding).name
+    if tried != "utf-16" and content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "encoding: utf-16"
     fitting = []
     for other in ("utf-8", "cp1252", "latin-1"):
-        try:
+        with contextlib.suppress(UnicodeDecodeError):
             codecs.getincrementaldecoder(other)().decode(content)
-        except UnicodeDecodeError:
-            continue
-        if codecs.lookup(other) != codecs.lookup(encoding):
-            fitting.append(f"encoding: {other}")
+            if codecs.lookup(other).name != tried:
+                fitting.append(f"encoding: {other}")
     return " or ".join(fitting)
 
 

@@ -174,4 +174,3 @@ def _clean(text: str) -> str:
 
 def _normalizer(lowercase: bool) -> Any:
     return normalizers.Sequence([normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])])
-

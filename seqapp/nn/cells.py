@@ -125,7 +125,7 @@ class LSTM(Recurrent[tuple[Tensor, Tensor]]):
     def unroll(
         self, x: Tensor, lengths: Tensor | None, carry: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        V = self.V
+        V: Tensor = self.V
         if lengths is not None:
             # One more input, 1 on padding, closes the input gate and opens the forget gate there. The fused kernel,
             # which knows no lengths, then ends with every row's own memory.

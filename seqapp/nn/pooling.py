@@ -79,7 +79,7 @@ class Attention(Pooling):
 
     def weights(self, y: Tensor, mask: Tensor) -> Tensor:
         """(B, T), zero on padding, summing to 1 over each row."""
-        score = self.query(self.project(y).tanh()).squeeze(-1).float()
+        score: Tensor = self.query(self.project(y).tanh()).squeeze(-1).float()
         return score.masked_fill(~mask, float("-inf")).softmax(1)
 
     def forward(self, y: Tensor, mask: Tensor, last: Tensor) -> Tensor:

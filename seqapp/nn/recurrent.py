@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 import torch
@@ -203,9 +204,7 @@ class Stack(Recurrent[tuple[Carry, ...]]):
         ValueError: if there is no layer or two sizes do not meet.
     """
 
-    def __init__(
-        self, layers: Sequence[Recurrent[Any]], *, dropout: Probability = 0.0, residual: bool = False
-    ) -> None:
+    def __init__(self, layers: Sequence[Recurrent[Any]], *, dropout: Probability = 0.0, residual: bool = False) -> None:
         super().__init__()
         _check_sizes(layers)
         self.layers = nn.ModuleList(layers)
@@ -225,9 +224,7 @@ class Stack(Recurrent[tuple[Carry, ...]]):
             x = y + below if self.residual and y.shape == below.shape else y
         return tuple(after), x
 
-    def unroll(
-        self, x: Tensor, lengths: Tensor | None, carry: tuple[Carry, ...]
-    ) -> tuple[Tensor, tuple[Carry, ...]]:
+    def unroll(self, x: Tensor, lengths: Tensor | None, carry: tuple[Carry, ...]) -> tuple[Tensor, tuple[Carry, ...]]:
         return _run_layers(self, x, lengths, carry)
 
 
@@ -274,7 +271,7 @@ def _run_layers(
 def _check_sizes(layers: Sequence[Encoder]) -> None:
     if not layers:
         raise ValueError("a stack needs at least one layer")
-    for index, (below, above) in enumerate(zip(layers, layers[1:], strict=False)):
+    for index, (below, above) in enumerate(pairwise(layers)):
         if below.output_size != above.input_size:
             raise ValueError(
                 f"layer {index} gives {below.output_size} outputs, layer {index + 1} takes {above.input_size}"

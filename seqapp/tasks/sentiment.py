@@ -38,7 +38,7 @@ class SentimentInput(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     text: str = Field(description="the text; any length")
-    explain: bool = Field(False, description="also say how much each token speaks for the chosen label")
+    explain: bool = Field(default=False, description="also say how much each token speaks for the chosen label")
 
 
 class TokenWeight(BaseModel):
@@ -112,9 +112,7 @@ class Sentiment(Task[LabelledText, Item]):
 
     def encode(self, examples: Sequence[LabelledText]) -> list[Item]:
         encoded = self._encode_texts([example.text for example in examples])
-        return [
-            Item(row.ids, self.labels.index(example.label)) for row, example in zip(encoded, examples, strict=True)
-        ]
+        return [Item(row.ids, self.labels.index(example.label)) for row, example in zip(encoded, examples, strict=True)]
 
     def augment(self, item: Item, chance: random.Random) -> Item:
         if self.crop is None or len(item.ids) <= self.crop:

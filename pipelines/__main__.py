@@ -1,0 +1,271 @@
+"""The ``seqapp`` command."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from seqapp.errors import SeqappError
+
+# Heavy imports stand inside the commands: `seqapp --help` must not wait for torch.
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
+                  pretty_exceptions_enable=False,
+                  help="Train, compare and serve recurrent sequence models.")  # fmt: skip
+data_app = typer.Typer(no_args_is_help=True, help="Public data sets: list and fetch.")
+app.add_typer(data_app, name="data")
+
+# A pipe has no width of its own; a table in a file may be wider than 80 columns.
+out = Console(width=None if sys.stdout.isatty() else 140)
+err = Console(stderr=True)
+
+Model = Annotated[str, typer.Argument(help="bundle directory, run id, NAME@ALIAS, NAME/VERSION or NAME (its champion)")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
+
+
+@app.command()
+def train(
+    arguments: Annotated[list[str], typer.Argument(metavar="CONFIG... [KEY=VALUE]...", help="configs, choices")],
+    resume: Annotated[bool, typer.Option(help="go on with the last unfinished run of this config")] = False,
+    register: Annotated[bool, typer.Option(help="make a new version in the model registry")] = True,
+    quiet: Quiet = False,
+) -> None:
+    """Train what each CONFIG describes; log, register, and compare.
+
+    Example: `seqapp train configs/sentiment/bundled-lstm.yaml model.encoder.hidden_size=64 train.epochs=5`
+    """
+    configs = [argument for argument in arguments if "=" not in argument]
+    overrides = [argument for argument in arguments if "=" in argument]
+    if not configs:
+        raise SeqappError("no config given; there are some in configs/, such as configs/sentiment/bundled-lstm.yaml")
+    from pipelines import compare as comparison
+    from pipelines import run
+
+    progress = not quiet and sys.stdout.isatty()
+    trained = [run.train(config, overrides, resume=resume, register=register, progress=progress) for config in configs]
+    for table in comparison.tables([row for task in _tasks(trained) for row in comparison.collect(task)]):
+        out.print(table)
+    for result in trained:
+        out.print(f"{result.name}: bundle {result.bundle}, run {result.run_id}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def baseline(
+    arguments: Annotated[list[str], typer.Argument(metavar="CONFIG [KEY=VALUE]...", help="its data section is used")],
+) -> None:
+    """Fit the linear baselines on the data of CONFIG and log them beside the networks."""
+    from pipelines import run
+
+    config, *overrides = arguments
+    for result in run.baseline(config, overrides):
+        out.print(f"{result.name}: validation {result.validation:.2%}"
+                  + ("" if result.test is None else f", test {result.test:.2%}")
+                  + f", {result.seconds:.0f} s")  # fmt: skip
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="labelled file: CSV, TSV, JSONL or Parquet")],
+    text: Annotated[str, typer.Option(help="column of the text")] = "text",
+    label: Annotated[str, typer.Option(help="column of the label")] = "label",
+    encoding: Annotated[str, typer.Option(help="of the file")] = "utf-8",
+) -> None:
+    """Measure MODEL on a labelled file; JSON on standard output."""
+    from pipelines import run
+    from seqapp import bundle
+    from seqapp.references import resolve
+
+    figures = run.evaluate(bundle.load(resolve(model).path), data, text=text, label=label, encoding=encoding)
+    print(json.dumps({**figures, "model": model}, indent=1, ensure_ascii=False))
+
+
+@app.command()
+def predict(
+    model: Model,
+    file: Annotated[str, typer.Argument(help="a table, or text with one input a line; - for stdin")] = "-",
+    text: Annotated[str, typer.Option(help="column of the text")] = "text",
+    encoding: Annotated[str, typer.Option(help="of the file")] = "utf-8",
+    quiet: Quiet = False,
+) -> None:
+    """Answer every row of FILE, one line of JSON each, in order, on standard output.
+
+    A row that cannot be answered becomes a line with "error", and the exit status is 1 at the end.
+    """
+    from pipelines import run
+    from seqapp import bundle
+    from seqapp.references import resolve
+
+    loaded = bundle.load(resolve(model).path)
+    failed = 0
+    bar = Progress(TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), console=err,
+                   disable=quiet or not sys.stderr.isatty() or sys.stdout.isatty())  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=None)
+        for record in run.predict_file(loaded, file, text=text, encoding=encoding):
+            failed += "error" in record
+            print(json.dumps(record, ensure_ascii=False), flush=sys.stdout.isatty())
+            bar.advance(task)
+    if failed:
+        raise SeqappError(f"{failed} row(s) could not be answered; each says why in its line")
+
+
+@app.command()
+def export(
+    model: Model,
+    directory: Annotated[Path, typer.Argument(help="where the bundle goes; an older bundle there is replaced")],
+) -> None:
+    """Write the bundle of MODEL to DIRECTORY, after checking that it still answers as when it was made."""
+    from pipelines import run
+    from seqapp import bundle
+    from seqapp.references import resolve
+
+    target = run.export(bundle.load(resolve(model).path), directory)
+    out.print(f"{target}: " + ", ".join(sorted(file.name for file in target.iterdir())), highlight=False)
+
+
+@app.command()
+def compare(
+    task: Annotated[str, typer.Argument(help="such as sentiment")] = "sentiment",
+    runs: Annotated[list[str] | None, typer.Option(help="only these run ids")] = None,
+    every: Annotated[bool, typer.Option("--all", help="also older runs of the same name")] = False,
+) -> None:
+    """Finished runs side by side, one table per data set."""
+    from pipelines import compare as comparison
+
+    for table in comparison.tables(comparison.collect(task, runs=runs or (), every=every)):
+        out.print(table)
+
+
+@app.command()
+def config(
+    arguments: Annotated[list[str], typer.Argument(metavar="CONFIG [KEY=VALUE]...", help="a YAML file, then choices")],
+) -> None:
+    """Print the resolved config: choices applied, defaults written out, everything checked."""
+    from pipelines.options import SECTIONS
+    from seqapp import config as configs
+
+    path, *overrides = arguments
+    print(configs.dump(configs.load(path, overrides, sections=SECTIONS)), end="")
+
+
+@app.command()
+def kinds(
+    names: Annotated[list[str] | None, typer.Argument(help="only these kinds or families")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="print a JSON schema for editors instead")] = False,
+) -> None:
+    """Everything that a config can name: options, types, defaults, and a line of help."""
+    from pipelines.listing import render
+    from pipelines.options import SECTIONS
+    from seqapp import config as configs
+
+    if schema:
+        print(json.dumps(configs.schema(SECTIONS), indent=1))
+        return
+    for part in render(SECTIONS, names or ()):
+        out.print(part)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def serve(context: typer.Context) -> None:
+    """Answer over HTTP: `seqapp serve [MODEL]... --host 127.0.0.1 --port 8000` (more: `seqapp serve --help`)."""
+    # The server is a program of its own, so that neither package imports the other.
+    os.execv(sys.executable, [sys.executable, "-m", "serving", *context.args])
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """Public data sets that `fetch` knows."""
+    from rich.table import Table
+
+    from seqapp.data.public import describe_datasets
+
+    table = Table()
+    for column in ("name", "what", "examples", "size", "licence", "here"):
+        table.add_column(column)
+    for row in describe_datasets():
+        table.add_row(row.name, row.title, row.examples, f"{row.size / 1e6:.1f} MB", row.licence,
+                      "yes" if row.fetched else "no")  # fmt: skip
+    out.print(table)
+
+
+@data_app.command("fetch")
+def data_fetch(
+    names: Annotated[list[str], typer.Argument(help="as `seqapp data list` shows them")],
+    mirror: Annotated[str | None, typer.Option(help="folder or URL holding NAME/FILE")] = None,
+) -> None:
+    """Download public data sets, resuming what was begun, and check every file."""
+    from seqapp.data.public import fetch_dataset
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=err) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(file: str, done: int, total: int | None) -> None:
+            if file not in tasks:
+                tasks[file] = bar.add_task(file, total=total)
+            bar.update(tasks[file], completed=done, total=total)
+
+        for name in names:
+            out.print(f"{name}: {fetch_dataset(name, mirror=mirror, progress=report)}", highlight=False, soft_wrap=True)
+
+
+def _tasks(trained: list[Any]) -> list[str]:
+    return list(dict.fromkeys(result.task for result in trained))
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    try:
+        yield
+    except SeqappError as error:
+        err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("stopped")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def main() -> None:
+    """Run the command line; an error a user can mend is one sentence on standard error and exit status 1."""
+    terminal = RichHandler(console=err, show_path=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
+    if err.is_terminal:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[terminal])
+    else:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    with _errors_told():
+        app()
+
+
+if __name__ == "__main__":
+    main()
