@@ -239,7 +239,7 @@ def _errors_told() -> Iterator[None]:
     try:
         yield
     except SeqappError as error:
-        err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        _tell(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
         err.print("stopped")
@@ -248,12 +248,21 @@ def _errors_told() -> Iterator[None]:
         # The reader, such as `head`, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as error:
+        mlflow = sys.modules.get("mlflow.exceptions")
+        if mlflow is None or not isinstance(error, mlflow.MlflowException):
+            raise
+        from seqapp.references import tracking_uri
+
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        _tell(f"the tracking server {tracking_uri()} says: {first}")
+        sys.exit(1)
 
 
-def _escape(text: str) -> str:
+def _tell(error: str) -> None:
     from rich.markup import escape
 
-    return escape(text)
+    err.print(f"[bold red]error:[/] {escape(error)}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

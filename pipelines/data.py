@@ -69,6 +69,8 @@ class Data(pl.LightningDataModule):
         buckets = LengthBuckets(
             lengths, max_tokens=self.batch_tokens, max_rows=self.batch_rows, seed=self.seed, shuffle=True
         )
+        # Epochs differ in their number of batches; Lightning asks for each epoch anew and counts what it gets.
+        buckets.set_epoch(self.trainer.current_epoch if self.trainer else 0)
         return self._loader(self.train_items, buckets, augment=True)
 
     def val_dataloader(self) -> DataLoader[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,8 +15,11 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from seqapp import metrics
+from seqapp.errors import SeqappError
 from seqapp.metrics import Metric
 from seqapp.tasks import Task
+
+ParamList = tuple[Tensor, ...] | list[Tensor]
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +69,8 @@ class Learner(pl.LightningModule):
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         loss, new = self.task.loss(self.model, batch)
         if not bool(loss.isfinite()):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch}, step {batch_index}; "
+            raise SeqappError(
+                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, step {batch_index + 1}; "
                 "a lower train.learning_rate or train.clip_norm fits"
             )
         self._totals = metrics.add(self._totals, new)
@@ -119,7 +123,8 @@ class Learner(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _log(self, scores: dict[str, float]) -> None:
-        self.log_dict(scores, batch_size=1)
+        # MLflow's step is the epoch, so that curves of runs with other batch sizes lie over each other.
+        self.log_dict({**scores, "step": float(self.current_epoch)}, batch_size=1)
 
 
 def rate_at(step: int, total: int, schedule: str, warmup: float) -> float:
@@ -131,3 +136,18 @@ def rate_at(step: int, total: int, schedule: str, warmup: float) -> float:
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * progress))
     return 1 - progress if schedule == "linear" else 1.0
+
+
+def running_average(decay: float) -> Callable[[ParamList, ParamList, Tensor | int], None]:
+    """An update for exponential averaging whose decay rises to ``decay`` as min(decay, (1 + n) / (10 + n)).
+
+    The rise keeps the first averages from being mostly the untrained start. Source of the rule: TensorFlow's
+    ExponentialMovingAverage; of averaging: Polyak & Juditsky 1992.
+    """
+
+    @torch.no_grad()
+    def update(averages: ParamList, weights: ParamList, count: Tensor | int) -> None:
+        kept = min(decay, (1 + float(count)) / (10 + float(count)))
+        torch._foreach_lerp_(list(averages), list(weights), 1 - kept)
+
+    return update

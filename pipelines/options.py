@@ -12,7 +12,7 @@ from seqapp.config import Section
 from seqapp.data import bundled, public, tables  # noqa: F401  (registers the data sources by name)
 from seqapp.data.splits import SOURCES
 from seqapp.models.registry import MODELS
-from seqapp.registry import Count, NonNegative, Positive, Size
+from seqapp.registry import Count, NonNegative, Positive, Probability, Size
 from seqapp.tasks import TASKS
 
 
@@ -29,6 +29,7 @@ class Training:
         warmup: share of all steps in which the rate rises from 0.
         weight_decay: decoupled decay of weight matrices; biases, norms and embeddings are spared.
         clip_norm: largest norm of the whole gradient; 0 does not clip.
+        average: decay of the running average of the weights that is kept as the model; 0 keeps the weights themselves.
         patience: stop after this many epochs without a better validation score; 0 never stops early.
         seed: of the weights, the order of batches and the dropout.
         precision: bf16-mixed computes products in bfloat16, which is faster where the processor knows it.
@@ -45,6 +46,7 @@ class Training:
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
     weight_decay: NonNegative = 0.0
     clip_norm: NonNegative = 1.0
+    average: Probability = 0.0
     patience: Count = 0
     seed: Count = 1
     precision: Literal["32-true", "bf16-mixed"] = "32-true"

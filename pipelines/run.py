@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
 import sys
 import time
 import warnings
@@ -16,21 +17,22 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar, WeightAveraging
 from pytorch_lightning.loggers import MLFlowLogger
 from torch import nn
 
-from pipelines import figures, tracking
+from pipelines import figures, process, tracking
 from pipelines.baselines import BASELINES, BaselineResult, run_baseline
 from pipelines.card import model_card
 from pipelines.data import Data
-from pipelines.module import Learner
+from pipelines.module import Learner, running_average
 from pipelines.options import SECTIONS, Training
+from pipelines.tracking import Stopped
 from seqapp import bundle, config, metrics
 from seqapp.bundle import Bundle
 from seqapp.data.splits import SOURCES, Splits
 from seqapp.data.tables import read_rows
-from seqapp.errors import ConfigError, DataError, SeqappError
+from seqapp.errors import BundleError, ConfigError, DataError, SeqappError
 from seqapp.metrics import Confusion, Metric
 from seqapp.references import connect, tracking_uri
 from seqapp.registry import suggest
@@ -42,10 +44,6 @@ logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 RUNS = Path("runs")
 STATE = "state.json"
 GOLDEN = 8
-
-
-class Stopped(SeqappError):
-    """Training was interrupted by the user; the message says how to go on."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,11 @@ def train(
         SeqappError: if the config, the data or the tracking server does not fit.
         Stopped: on Ctrl-C.
     """
+    process.prepare()
     path = Path(path)
     resolved = config.load(path, overrides, sections=SECTIONS)
     options = Training(**resolved["train"])
+    connect()
     task: Task[Any, Any] = TASKS.build(resolved["task"])
     started = time.monotonic()
 
@@ -172,7 +172,7 @@ def train(
             registered_name=name if register else None, digest=digests["validation"],
         )  # fmt: skip
         tracking.finish(run_id)
-    _write_state(directory, run_id, resolved, finished=True)
+    _write_state(directory, run_id, resolved, digests, finished=True)
     trained = Trained(
         run_id, resolved["task"]["kind"], path.stem, directory / "bundle", scores, parameters, seconds, registered
     )
@@ -189,6 +189,7 @@ def baseline(path: str | Path, overrides: Sequence[str] = ()) -> list[BaselineRe
     """
     path = Path(path)
     resolved = config.load(path, overrides, sections=SECTIONS)
+    connect()
     splits: Splits[Any] = SOURCES.build(resolved["data"])
     digests = splits.digests()
     results = []
@@ -322,6 +323,8 @@ def export(loaded: Bundle, target: Path) -> Path:
     loaded.check_golden()
     if target.exists():
         bundle.read_manifest(target)
+        if target.samefile(loaded.path):
+            raise BundleError(f"{target}: is the very bundle that would be copied; name another directory")
         shutil.rmtree(target)
     shutil.copytree(loaded.path, target)
     return target
@@ -339,6 +342,8 @@ def _fit(
 ) -> None:
     name, mode = learner.task.selection
     callbacks: list[Callback] = [best]
+    if options.average:
+        callbacks.append(WeightAveraging(multi_avg_fn=running_average(options.average)))
     if options.patience:
         callbacks.append(EarlyStopping(f"validation/{name}", mode=mode, patience=options.patience))
     if progress:
@@ -359,6 +364,7 @@ def _fit(
             callbacks=callbacks,
             default_root_dir=directory,
             use_distributed_sampler=False,
+            reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
             log_every_n_steps=1,
             enable_progress_bar=progress,
@@ -369,8 +375,9 @@ def _fit(
         try:
             trainer.fit(learner, data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
         except SystemExit:
-            # Lightning turns Ctrl-C into an exit; its callers may want to do more than exit.
-            tracking.finish(run_id, "KILLED")
+            # Lightning turns Ctrl-C into an exit and is deaf to the next one; its callers may want to do more than exit.
+            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             raise Stopped(
                 f"stopped in epoch {trainer.current_epoch + 1}; `--resume` goes on from the end of the last epoch"
             ) from None
@@ -389,6 +396,9 @@ def _open_run(
     if resume:
         directory = _last_unfinished(runs, name, resolved)
         state = json.loads((directory / STATE).read_text(encoding="utf-8"))
+        if state["digests"] != digests:
+            raise SeqappError(f"{name}: the data is not what it was when the run in {directory} began; "
+                              "train without --resume")  # fmt: skip
         tracking.reopen_run(state["run_id"])
         log.info("going on with run %s in %s", state["run_id"], directory)
         return directory, state["run_id"]
@@ -405,7 +415,7 @@ def _open_run(
     tracking.log_start(run_id, resolved, digests, data_name)
     directory = runs / f"{experiment}-{name}-{run_id[:8]}"
     directory.mkdir(parents=True, exist_ok=True)
-    _write_state(directory, run_id, resolved, finished=False)
+    _write_state(directory, run_id, resolved, digests, finished=False)
     return directory, run_id
 
 
@@ -421,9 +431,11 @@ def _last_unfinished(runs: Path, name: str, resolved: Mapping[str, Any]) -> Path
     raise SeqappError(f"{name}: no unfinished run in {runs}/; train without --resume")
 
 
-def _write_state(directory: Path, run_id: str, resolved: Mapping[str, Any], *, finished: bool) -> None:
+def _write_state(
+    directory: Path, run_id: str, resolved: Mapping[str, Any], digests: Mapping[str, str], *, finished: bool
+) -> None:
     state = {"run_id": run_id, "name": directory.name.rpartition("-")[0].partition("-")[2], "finished": finished,
-             "config": resolved}  # fmt: skip
+             "digests": digests, "config": resolved}  # fmt: skip
     (directory / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
 
 

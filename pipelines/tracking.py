@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from seqapp.errors import SeqappError
 from seqapp.references import BUNDLE, connect
 from seqapp.tasks import Task
 
@@ -36,6 +37,10 @@ logging.getLogger("mlflow.tracking").setLevel(logging.WARNING)
 logging.getLogger("mlflow.models").setLevel(logging.ERROR)
 logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)
 logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
+
+
+class Stopped(SeqappError):
+    """Training was interrupted by the user; the message says how to go on."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,10 @@ def register(
     version = client.create_model_version(name, model_uri, run_id, tags=tags).version
     try:
         champion = client.get_model_version_by_alias(name, "champion")
-    except MlflowException:
+    except MlflowException as error:
+        # A server that does not answer must not crown the newcomer; these codes say that there is no champion.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
         client.set_registered_model_alias(name, "champion", version)
         return Registered(name, str(version), True, "the first version")
     before = f"version {champion.version}"
@@ -167,7 +175,7 @@ def failing(run_id: str) -> Iterator[None]:
     """Close the run as KILLED on Ctrl-C and as FAILED on any other error, which goes on upwards."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         finish(run_id, "KILLED")
         raise
     except BaseException:

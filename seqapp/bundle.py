@@ -151,8 +151,16 @@ def save(
         )
         _write(draft / MANIFEST, config.dump(manifest.model_dump()))
         if path.exists():
-            shutil.rmtree(path)
-        os.replace(draft, path)
+            old = draft.with_name(f"{draft.name}.old")
+            os.replace(path, old)
+            try:
+                os.replace(draft, path)
+            except BaseException:
+                os.replace(old, path)
+                raise
+            shutil.rmtree(old)
+        else:
+            os.replace(draft, path)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -180,8 +188,8 @@ def load(path: str | Path) -> Bundle:
     for name in ("config.yaml", "weights.safetensors", "metrics.json", "golden.json"):
         if name not in manifest.files:
             raise BundleError(f"{path / MANIFEST}: does not list {name}")
-    resolved = config.parse((path / "config.yaml").read_text(encoding="utf-8"), str(path / "config.yaml"))
     try:
+        resolved = config.parse((path / "config.yaml").read_text(encoding="utf-8"), str(path / "config.yaml"))
         if resolved["task"]["kind"] != manifest.task:
             raise BundleError(
                 f"{path}: {MANIFEST} says task {manifest.task!r}, config.yaml {resolved['task']['kind']!r}"
@@ -191,10 +199,13 @@ def load(path: str | Path) -> Bundle:
         # On the meta device a model takes no memory, so a foreign config cannot ask for more than the weights file has.
         with torch.device("meta"):
             model = task.build_model(resolved["model"])
-    except (KeyError, TypeError) as error:
-        raise BundleError(f"{path / 'config.yaml'}: not the config of a bundle: {error!r}") from None
     except ConfigError as error:
         raise BundleError(f"{path / 'config.yaml'}: {error}") from None
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        # RuntimeError: a size beyond what a tensor can have.
+        problem = str(error).partition("\n")[0]
+        raise BundleError(f"{path / 'config.yaml'}: not the config of a bundle: {type(error).__name__}: {problem}"
+                          ) from None  # fmt: skip
     _load_weights(model, path / "weights.safetensors")
     model.eval()
     return Bundle(path, manifest, resolved, task, model, _read_json(path / "metrics.json"))
@@ -265,7 +276,7 @@ def _alike(got: Any, expected: Any) -> bool:
 def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{file}: not readable JSON: {error}") from None
 
 

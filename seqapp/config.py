@@ -6,6 +6,7 @@ registry, and then written ``{kind: NAME, ...}``, or a function whose keywords a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,13 +31,16 @@ Section = Registry[Any] | Callable[..., Any]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars: ``1e-3`` is a number, ``no`` and ``on`` are words, a date stays text. No aliases."""
+    """YAML 1.2 scalars: ``1e-3`` is a number, ``no`` and ``on`` are words, a date stays text. No aliases, no tags."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         # An alias lets a few lines expand without bound, and a bundle's YAML comes from outside.
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        mark = event.start_mark
+        if isinstance(event, yaml.AliasEvent):
             raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed", problem_mark=mark)
+        if getattr(event, "tag", None) is not None:
+            raise yaml.MarkedYAMLError(problem=f"tags ({event.tag}) are not allowed", problem_mark=mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         return node
 
@@ -53,15 +57,33 @@ _Loader.add_implicit_resolver(
 
 
 def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
-    return float(loader.construct_scalar(node))
+    value = float(loader.construct_scalar(node))
+    if not math.isfinite(value):
+        raise yaml.MarkedYAMLError(problem=f"{node.value} is too large", problem_mark=node.start_mark)
+    return value
 
 
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    return int(loader.construct_scalar(node))
+    try:
+        return int(loader.construct_scalar(node))
+    except ValueError:  # Python reads 4300 digits at most
+        raise yaml.MarkedYAMLError(problem="a number has too many digits", problem_mark=node.start_mark) from None
 
 
 _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that YAML 1.1 or the rules above would read as something else; writes no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _first, _rules in _Loader.yaml_implicit_resolvers.items():
+    for _tag, _pattern in _rules:
+        _Dumper.add_implicit_resolver(_tag, _pattern, [_first])
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), *, sections: Mapping[str, Section]) -> dict[str, Any]:
@@ -138,7 +160,7 @@ def schema(sections: Mapping[str, Section]) -> dict[str, Any]:
 
 def dump(config: Mapping[str, Any]) -> str:
     """The config as YAML, in the order of its sections."""
-    text: str = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text
 
 
@@ -156,7 +178,8 @@ def _check_section(name: str, section: Section, tree: Mapping[str, Any]) -> dict
         if name not in tree:
             raise InvalidOption((), f"the section {name!r} is missing: {{kind: NAME}} with one of {', '.join(section)}")
         return section.check(tree[name], (name,))
-    return check_options(options_of(section), tree.get(name) or {}, (name,), f"section {name!r}")
+    values = tree.get(name)
+    return check_options(options_of(section), {} if values is None else values, (name,), f"section {name!r}")
 
 
 def _origin(where: Where, origins: Mapping[Where, str], source: str) -> str:
@@ -180,6 +203,8 @@ def _parse(text: str, source: str, origins: dict[Where, str]) -> Any:
         raise ConfigError(f"{source}:{line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deeply") from None
 
 
 def _mark(node: yaml.Node, where: Where, source: str, origins: dict[Where, str]) -> None:
@@ -207,7 +232,7 @@ def _apply(tree: dict[str, Any], override: str, origins: dict[Where, str]) -> No
     for position, part in enumerate(parts):
         last = position == len(parts) - 1
         if isinstance(parent, list):
-            if not part.isdigit() or int(part) >= len(parent):
+            if not part.isdecimal() or int(part) >= len(parent):
                 raise ConfigError(
                     f"command line: {override}: {dotted(where)} is a list of {len(parent)}, indexed from 0, "
                     f"not {part!r}"

@@ -109,4 +109,5 @@ def wilson_interval(successes: float, trials: int, z: float = 1.96) -> tuple[flo
     share, square = successes / trials, z * z
     middle = share + square / (2 * trials)
     margin = z * ((share * (1 - share) + square / (4 * trials)) / trials) ** 0.5
-    return (middle - margin) / (1 + square / trials), (middle + margin) / (1 + square / trials)
+    scale = 1 + square / trials
+    return max(0.0, (middle - margin) / scale), min(1.0, (middle + margin) / scale)

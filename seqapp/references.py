@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from seqapp.bundle import MANIFEST
 from seqapp.errors import SeqappError
 
 BUNDLE = "bundle"
 """The folder of the bundle inside a logged model."""
+
+
+_answering: set[str] = set()
+"""Tracking servers that have answered this process once."""
 
 
 class ReferenceNotFound(SeqappError):
@@ -55,9 +62,26 @@ def connect() -> Any:
         raise ReferenceNotFound("MLflow is not installed; `pip install 'seqapp[serve]'`, or name a bundle directory"
                                 ) from None  # fmt: skip
     uri = tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    return mlflow.MlflowClient(uri, uri)
+    try:
+        if uri not in _answering:
+            _knock(uri)
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        client = mlflow.MlflowClient(uri, uri)
+        if uri not in _answering:
+            client.search_experiments(max_results=1)
+    except Exception as error:  # MLflow lets those of the database and of the network through
+        raise ReferenceNotFound(f"the tracking server {uri} cannot be used: {_first_line(error)}") from None
+    _answering.add(uri)
+    return client
+
+
+def _knock(uri: str) -> None:
+    """Find out at once whether anybody listens, where MLflow would try again and again."""
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https") and parts.hostname and not getproxies().get(parts.scheme):
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        socket.create_connection((parts.hostname, port), timeout=5).close()
 
 
 def resolve(reference: str) -> Reference:

@@ -214,7 +214,7 @@ class Registry(Generic[T]):
         if "kind" not in spec:
             raise InvalidOption(where, f"a {self.name} needs a kind; known: {', '.join(self)}")
         kind = spec["kind"]
-        if kind not in self:
+        if not isinstance(kind, str) or kind not in self:
             raise InvalidOption(
                 (*where, "kind"), f"no {self.name} is called {kind!r}; {suggest(str(kind), list(self))}"
             )
@@ -240,14 +240,14 @@ class Registry(Generic[T]):
 
 def definitions(registry: Registry[Any]) -> dict[str, Any]:
     """JSON Schema ``$defs`` for ``registry`` and every registry its options lead to."""
-    return {
-        _definition_name(family): {
-            "oneOf": [
-                object_schema(kind.options, kind=kind.name, description=kind.help) for kind in family.kinds.values()
-            ]
-        }
-        for family in reachable(registry)
-    }
+    return {_definition_name(family): _family_schema(family) for family in reachable(registry)}
+
+
+def _family_schema(registry: Registry[Any]) -> dict[str, Any]:
+    kinds = registry.kinds.values()
+    forms = [object_schema(kind.options, kind=kind.name, description=kind.help) for kind in kinds]
+    bare = [kind.name for kind in kinds if not any(option.required for option in kind.options.values())]
+    return {"oneOf": [*forms, {"enum": bare}] if bare else forms}
 
 
 def reachable(registry: Registry[Any], found: list[Registry[Any]] | None = None) -> list[Registry[Any]]:

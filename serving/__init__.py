@@ -1,0 +1,1 @@
+"""Answers over HTTP from bundles: seqapp and FastAPI."""

@@ -52,12 +52,18 @@ class Tokenizer:
         """Learn the vocabulary from ``texts``.
 
         Raises:
-            DataError: if the texts hold no token.
+            DataError: if the texts hold no token, or the options leave none.
         """
-        self.core.train_from_iterator((_clean(text) for text in texts), trainer=self._trainer)
+        if self._trainer is None:
+            raise ValueError("this tokenizer is fitted already")
+        try:
+            self.core.train_from_iterator((_clean(text) for text in texts), trainer=self._trainer)
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(f"no vocabulary can be made of the training texts: {error}") from None
         self._trainer = None
         if self.size <= len(SPECIALS):
-            raise DataError("the training texts hold not one token: they are empty or white space only")
+            raise DataError("not one token of the training texts is kept: they are empty or white space only, "
+                            f"max_vocabulary is not above {len(SPECIALS)}, or min_frequency is too high")  # fmt: skip
 
     def encode(self, text: str) -> Encoded:
         encoding = self.core.encode(_clean(text), add_special_tokens=False)
@@ -89,6 +95,8 @@ class Tokenizer:
         found = [core.id_to_token(index) for index in range(len(SPECIALS))]
         if found != SPECIALS:
             raise BundleError(f"{path}: the first ids stand for {found}; {SPECIALS} fit")
+        if max(core.get_vocab().values()) >= core.get_vocab_size():
+            raise BundleError(f"{path}: its ids have gaps; 0 to {core.get_vocab_size() - 1} fit")
         core.no_truncation()
         core.no_padding()
         return cls(core)
@@ -126,7 +134,7 @@ def character(*, max_vocabulary: Size = 1_000, min_frequency: Size = 1, lowercas
     """
     core = hf.Tokenizer(models.WordLevel(unk_token=SPECIALS[UNK]))
     core.normalizer = _normalizer(lowercase)
-    core.pre_tokenizer = pre_tokenizers.Split(hf.Regex(r"(?s)."), behavior="isolated")
+    core.pre_tokenizer = pre_tokenizers.Split(hf.Regex(r"[\s\S]"), behavior="isolated")
     core.decoder = decoders.Fuse()
     trainer = trainers.WordLevelTrainer(
         vocab_size=max_vocabulary, min_frequency=min_frequency, special_tokens=SPECIALS, show_progress=False

@@ -51,6 +51,9 @@ class Classifier(nn.Module):
         if embedding.embedding_dim != encoder.input_size:
             raise ValueError(f"the embedding gives {embedding.embedding_dim} values, the encoder takes "
                              f"{encoder.input_size}")  # fmt: skip
+        if pooling.reads_last and not encoder.has_last:
+            raise ValueError("pooling: last needs an encoder whose directions stay apart; a birnn with merge: concat, "
+                             "or pooling: max, mean or attention fits")  # fmt: skip
         self.token_dropout = TokenDropout(token_dropout, unk=UNK, pad=PAD)
         self.embedding = embedding
         self.embedding_dropout = nn.Dropout(embedding_dropout)
@@ -75,7 +78,8 @@ class Classifier(nn.Module):
     def features(self, vectors: Tensor, lengths: Tensor) -> Tensor:
         """Embedded rows (B, T, E) -> what the head sees (B, P)."""
         y, _ = self.encoder(vectors, lengths)
-        pooled: Tensor = self.pooling(y, valid_mask(lengths, y.shape[1]), self.encoder.last(y, lengths))
+        last = self.encoder.last(y, lengths) if self.pooling.reads_last else None
+        pooled: Tensor = self.pooling(y, valid_mask(lengths, y.shape[1]), last)
         dropped: Tensor = self.dropout(pooled)
         return dropped
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from seqapp.nn.init import glorot_, orthogonal_
-from seqapp.nn.recurrent import RECURRENT, Recurrent, gather, scan, valid_mask
+from seqapp.nn.recurrent import RECURRENT, Recurrent, gather, scan, valid_mask, zero_padding
 from seqapp.registry import Size
 
 Activation = Literal["tanh", "relu", "sigmoid", "identity"]
@@ -30,10 +30,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 CLOSED = 1e4
 
 
-def _zero_padding(y: Tensor, lengths: Tensor | None) -> Tensor:
-    if lengths is None:
-        return y
-    return torch.where(valid_mask(lengths, y.shape[1])[..., None], y, torch.zeros((), dtype=y.dtype, device=y.device))
+def _mark_padding(x: Tensor, lengths: Tensor) -> Tensor:
+    """x (B, T, I) -> (B, T, I + 1): one more input, 1 on padding, for fused kernels, which know no lengths."""
+    padding = ~valid_mask(lengths, x.shape[1])[..., None]
+    return torch.cat([x, padding.to(x.dtype)], -1)
 
 
 @RECURRENT.register("elman")
@@ -80,9 +80,14 @@ class Elman(Recurrent[Tensor]):
         if self.activation not in ("tanh", "relu"):
             return scan(self.step, carry, x, lengths)
         kernel = torch.rnn_tanh if self.activation == "tanh" else torch.rnn_relu
-        weights = [self.V, self.W, self.b_h, torch.zeros_like(self.b_h)]
+        V: Tensor = self.V
+        if lengths is not None and self.activation == "relu":
+            # Shut every unit on padding: h that grows there without bound would turn gradients into 0 * inf.
+            x = _mark_padding(x, lengths)
+            V = torch.cat([V, torch.full_like(V[:, :1], -CLOSED)], 1)
+        weights = [V, self.W, self.b_h, torch.zeros_like(self.b_h)]
         h, end = kernel(x, carry[None], weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
-        return _zero_padding(self._read_out(h), lengths), end[0] if lengths is None else gather(h, lengths)
+        return zero_padding(self._read_out(h), lengths), end[0] if lengths is None else gather(h, lengths)
 
     def _read_out(self, h: Tensor) -> Tensor:
         return h if self.output is None else ACTIVATIONS[self.output_activation](self.output(h))
@@ -127,10 +132,8 @@ class LSTM(Recurrent[tuple[Tensor, Tensor]]):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         V: Tensor = self.V
         if lengths is not None:
-            # One more input, 1 on padding, closes the input gate and opens the forget gate there. The fused kernel,
-            # which knows no lengths, then ends with every row's own memory.
-            padding = ~valid_mask(lengths, x.shape[1])[..., None]
-            x = torch.cat([x, padding.to(x.dtype)], -1)
+            # Close the input gate and open the forget gate on padding: c ends as every row's own memory.
+            x = _mark_padding(x, lengths)
             freeze = torch.zeros(4, self.hidden_size, dtype=V.dtype, device=V.device)
             freeze[0], freeze[1] = -CLOSED, CLOSED
             V = torch.cat([V, freeze.view(-1, 1)], 1)
@@ -139,7 +142,7 @@ class LSTM(Recurrent[tuple[Tensor, Tensor]]):
         y, h, c = torch.lstm(x, (h0, c0), weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
         if lengths is None:
             return y, (h[0], c[0])
-        return _zero_padding(y, lengths), (gather(y, lengths), c[0])
+        return zero_padding(y, lengths), (gather(y, lengths), c[0])
 
 
 @RECURRENT.register("gru")
@@ -216,4 +219,4 @@ class GRUResetAfter(Recurrent[Tensor]):
         b_recurrent = torch.cat([self.b_inner.new_zeros(2 * self.hidden_size), self.b_inner])
         weights = [self.V, self.W, self.b, b_recurrent]
         y, end = torch.gru(x, carry[None], weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
-        return _zero_padding(y, lengths), end[0] if lengths is None else gather(y, lengths)
+        return zero_padding(y, lengths), end[0] if lengths is None else gather(y, lengths)

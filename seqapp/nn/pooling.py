@@ -15,15 +15,17 @@ class Pooling(nn.Module, ABC):
     """LAW: what the padding holds never matters, and a batch answers as its rows do alone."""
 
     output_size: int
+    reads_last: bool = False
+    """Whether :meth:`forward` needs ``last``."""
 
     @abstractmethod
-    def forward(self, y: Tensor, mask: Tensor, last: Tensor) -> Tensor:
+    def forward(self, y: Tensor, mask: Tensor, last: Tensor | None) -> Tensor:
         """Pool over time.
 
         Args:
             y: (B, T, O).
             mask: (B, T), True where valid; every row has at least one.
-            last: (B, O), the outputs that have read the whole row.
+            last: (B, O), the outputs that have read the whole row; None unless :attr:`reads_last`.
         """
 
 
@@ -34,11 +36,14 @@ POOLING: Registry[Pooling] = Registry("pooling", given=("size",))
 class Last(Pooling):
     """The output that has read the whole row."""
 
+    reads_last = True
+
     def __init__(self, size: int) -> None:
         super().__init__()
         self.output_size = size
 
-    def forward(self, y: Tensor, mask: Tensor, last: Tensor) -> Tensor:
+    def forward(self, y: Tensor, mask: Tensor, last: Tensor | None) -> Tensor:
+        assert last is not None
         return last
 
 
@@ -50,7 +55,7 @@ class Mean(Pooling):
         super().__init__()
         self.output_size = size
 
-    def forward(self, y: Tensor, mask: Tensor, last: Tensor) -> Tensor:
+    def forward(self, y: Tensor, mask: Tensor, last: Tensor | None) -> Tensor:
         total = torch.where(mask[..., None], y, torch.zeros((), dtype=y.dtype, device=y.device)).sum(1)
         return total / mask.sum(1, keepdim=True)
 
@@ -63,7 +68,7 @@ class Max(Pooling):
         super().__init__()
         self.output_size = size
 
-    def forward(self, y: Tensor, mask: Tensor, last: Tensor) -> Tensor:
+    def forward(self, y: Tensor, mask: Tensor, last: Tensor | None) -> Tensor:
         return y.masked_fill(~mask[..., None], float("-inf")).amax(1)
 
 
@@ -79,10 +84,11 @@ class Attention(Pooling):
 
     def weights(self, y: Tensor, mask: Tensor) -> Tensor:
         """(B, T), zero on padding, summing to 1 over each row."""
-        score: Tensor = self.query(self.project(y).tanh()).squeeze(-1).float()
+        score: Tensor = self.query(self.project(y).tanh()).squeeze(-1)
+        score = score.float() if score.dtype.itemsize < 4 else score
         return score.masked_fill(~mask, float("-inf")).softmax(1)
 
-    def forward(self, y: Tensor, mask: Tensor, last: Tensor) -> Tensor:
+    def forward(self, y: Tensor, mask: Tensor, last: Tensor | None) -> Tensor:
         y = torch.where(mask[..., None], y, torch.zeros((), dtype=y.dtype, device=y.device))
         return torch.einsum("bt,bto->bo", self.weights(y, mask).to(y.dtype), y)
 
@@ -100,8 +106,9 @@ class Concat(Pooling):
             raise ValueError("concat needs at least one part")
         self.parts = nn.ModuleList(parts)
         self.output_size = sum(part.output_size for part in parts)
+        self.reads_last = any(part.reads_last for part in parts)
 
-    def forward(self, y: Tensor, mask: Tensor, last: Tensor) -> Tensor:
+    def forward(self, y: Tensor, mask: Tensor, last: Tensor | None) -> Tensor:
         return torch.cat([part(y, mask, last) for part in self.parts], -1)
 
 

@@ -66,6 +66,13 @@ class _ReorderRows(torch.autograd.Function):
         return cast(Tensor, _ReorderRows.apply(gradients[0], index)), None  # type: ignore[no-untyped-call]
 
 
+def zero_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x (B, T, O), zero past each row's length; where, not a product, so that NaN does not survive either."""
+    if lengths is None:
+        return x
+    return torch.where(valid_mask(lengths, x.shape[1])[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
 def flip(x: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Each row reversed within its length, padding left where it is: x (B, T, ...) -> (B, T, ...)."""
     if lengths is None:
@@ -107,6 +114,8 @@ class Encoder(nn.Module, ABC):
 
     input_size: int
     output_size: int
+    has_last: bool = True
+    """Whether :meth:`last` can tell which outputs have read the whole row."""
 
     @abstractmethod
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Carry]:
@@ -174,8 +183,7 @@ class Recurrent(Encoder, Generic[C]):
             if bool((lengths == x.shape[1]).all()):
                 lengths = None
             else:
-                # where, not a product: NaN in the padding must not matter either.
-                x = torch.where(valid_mask(lengths, x.shape[1])[..., None], x, torch.zeros((), dtype=x.dtype))
+                x = zero_padding(x, lengths)
         return self.unroll(x, lengths, carry)
 
     def _check_carry(self, carry: C, fresh: C) -> None:
@@ -247,10 +255,11 @@ class EncoderStack(Encoder):
         self.dropout = nn.Dropout(dropout)
         self.residual = residual
         self.input_size, self.output_size = layers[0].input_size, layers[-1].output_size
+        self.has_last = layers[-1].has_last
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, tuple[Carry, ...]]:
         self.check_input(x, lengths)
-        return _run_layers(self, x, lengths, None)
+        return _run_layers(self, zero_padding(x, lengths), lengths, None)
 
     def last(self, y: Tensor, lengths: Tensor | None) -> Tensor:
         return cast(Encoder, self.layers[-1]).last(y, lengths)
@@ -304,6 +313,7 @@ class Bidirectional(Encoder):
         self.ahead, self.back, self.merge = ahead, back, merge
         self.input_size = ahead.input_size
         self.output_size = ahead.output_size + (back.output_size if merge == "concat" else 0)
+        self.has_last = merge == "concat"
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, tuple[Carry, Carry]]:
         """y (B, T, O) and the carries of both directions at the end of their reading."""
@@ -322,7 +332,7 @@ class Bidirectional(Encoder):
         Raises:
             ValueError: if the outputs were merged, since they cannot be told apart then.
         """
-        if self.merge != "concat":
+        if not self.has_last:
             raise ValueError(f"the last outputs of a birnn are known only with merge: concat, not {self.merge!r}")
         size = self.ahead.output_size
         return torch.cat([gather(y[..., :size], lengths), y[:, 0, size:]], -1)

@@ -20,7 +20,7 @@ from seqapp.data.splits import LabelledText
 from seqapp.data.tables import read_labelled
 from seqapp.data.tokenizers import TOKENIZERS, Encoded, Tokenizer
 from seqapp.data.vocabulary import Vocabulary
-from seqapp.errors import BundleError
+from seqapp.errors import BundleError, DataError
 from seqapp.metrics import Confusion, Metric, Ratio
 from seqapp.models.classifier import Classifier
 from seqapp.registry import Size, Spec
@@ -104,6 +104,8 @@ class Sentiment(Task[LabelledText, Item]):
     def prepare(self, examples: Sequence[LabelledText]) -> None:
         self.tokenizer.fit(example.text for example in examples)
         self.labels = Vocabulary(sorted({example.label for example in examples}))
+        if len(self.labels) < 2:
+            raise DataError(f"the training examples have {len(self.labels)} label(s); two or more fit")
         counts = Counter(example.label for example in examples)
         log.info("labels: %s", ", ".join(f"{name} {counts[name]}" for name in self.labels.names))
 
@@ -185,11 +187,14 @@ class Sentiment(Task[LabelledText, Item]):
         path = directory / "labels.json"
         try:
             names = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BundleError(f"{path}: not a readable list of labels: {error}") from None
         if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
             raise BundleError(f"{path}: a list of two or more label names fits, not {str(names)[:80]}")
-        self.labels = Vocabulary(names)
+        try:
+            self.labels = Vocabulary(names)
+        except DataError as error:
+            raise BundleError(f"{path}: {error}") from None
 
     def _encode_texts(self, texts: Sequence[str]) -> list[Encoded]:
         encoded = self.tokenizer.encode_batch(texts)

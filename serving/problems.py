@@ -1,0 +1,246 @@
+"""Every error as RFC 9457 ``application/problem+json``."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+
+from seqapp.registry import suggest
+from serving.models import UnknownModel
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+MOST_ERRORS = 20
+"""Field errors listed in one answer; a hostile body can hold a million."""
+
+
+class FieldError(BaseModel):
+    """One thing that is wrong with a request."""
+
+    field: str = Field(description="where, as in `inputs[3]` or `parameters.top_k`", examples=["inputs[0]"])
+    detail: str = Field(description="what is wrong there, and what would fit")
+
+
+class Problem(BaseModel):
+    """An error, RFC 9457."""
+
+    type: str = Field(description="what a program should look at", examples=["urn:problem-type:seqapp:invalid-request"])
+    title: str = Field(description="the type in words")
+    status: int = Field(description="the HTTP status")
+    detail: str = Field(description="what was wrong this time, for a person")
+    instance: str = Field(description="the path that was called")
+    request_id: str = Field(description="the `X-Request-Id` of the answer; the server's log has it too")
+    errors: list[FieldError] = Field(default=[], description="the fields that are wrong, if fields are")
+
+
+class Kind(NamedTuple):
+    """One kind of problem."""
+
+    status: int
+    title: str
+
+
+KINDS = {
+    "malformed-body": Kind(400, "The body cannot be read"),
+    "unknown-path": Kind(404, "There is no such path"),
+    "unknown-model": Kind(404, "There is no such model"),
+    "method-not-allowed": Kind(405, "The path does not take this method"),
+    "body-too-large": Kind(413, "The body is too large"),
+    "unsupported-media-type": Kind(415, "The body is not declared as JSON"),
+    "invalid-request": Kind(422, "The request does not fit"),
+    "internal-error": Kind(500, "The server failed"),
+    "not-ready": Kind(503, "The server is not ready"),
+}
+
+
+class ProblemError(HTTPException):
+    """Answer with a problem.
+
+    Args:
+        kind: a key of ``KINDS``.
+        detail: what was wrong, and what would fit.
+        errors: the fields that are wrong.
+        headers: to send along.
+    """
+
+    def __init__(
+        self, kind: str, detail: str, errors: Sequence[FieldError] = (), headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(KINDS[kind].status, detail, headers)
+        self.kind = kind
+        self.errors = list(errors)
+
+
+class Wire(BaseModel):
+    """A JSON object of a request: strict types, and a field that it does not have is refused by name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, value: Any) -> Any:
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, dict):
+            raise misfit({"": f"a JSON object fits, not {json_type(value)}"})
+        known = list(cls.model_fields)
+        unknown = [name for name in value if name not in cls.model_fields][:MOST_ERRORS]
+        if unknown:
+            raise misfit({f".{name[:80]}": f"no such field; {suggest(name[:80], known)}" for name in unknown})
+        return value
+
+
+def misfit(problems: Mapping[str, str]) -> PydanticCustomError:
+    """What a validator raises to name places below its own: ``{"[3]": "the text is empty"}``."""
+    return PydanticCustomError("misfit", "the value does not fit", {"problems": dict(problems)})
+
+
+def json_type(value: Any) -> str:
+    """What a person who wrote JSON calls the type of ``value``."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def fields(*errors: tuple[str, str]) -> ProblemError:
+    """An ``invalid-request`` that names fields."""
+    found = [FieldError(field=field, detail=detail) for field, detail in errors[:MOST_ERRORS]]
+    return ProblemError("invalid-request", "; ".join(f"{one.field}: {one.detail}" for one in found[:3]), found)
+
+
+def respond(scope: Scope, error: HTTPException) -> Response:
+    """``error`` as a response to the request of ``scope``."""
+    if isinstance(error, ProblemError):
+        kind, (status, title) = f"urn:problem-type:seqapp:{error.kind}", KINDS[error.kind]
+    else:
+        kind, status, title = "about:blank", error.status_code, HTTPStatus(error.status_code).phrase
+    problem = Problem(
+        type=kind,
+        title=title,
+        status=status,
+        detail=str(error.detail),
+        instance=quote(scope["path"], errors="replace"),
+        request_id=scope["state"]["request_id"],
+        errors=error.errors if isinstance(error, ProblemError) else [],
+    )
+    # json.dumps writes ASCII, so a lone surrogate that a client sent and a detail repeats cannot break the answer.
+    return Response(json.dumps(problem.model_dump()), status, error.headers, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Make ``app`` answer every error as a problem."""
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        return respond(request.scope, _explained(request, error))
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
+        return respond(request.scope, _validation(request, error))
+
+    @app.exception_handler(UnknownModel)
+    async def _unknown(request: Request, error: UnknownModel) -> Response:
+        return respond(request.scope, ProblemError("unknown-model", str(error)))
+
+
+def documented(*kinds: str) -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` of a route that may answer with ``kinds``, for the OpenAPI document."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for kind in kinds:
+        status, title = KINDS[kind]
+        example = Problem(
+            type=f"urn:problem-type:seqapp:{kind}",
+            title=title,
+            status=status,
+            detail="inputs[0]: the text is empty: it holds no word, digit or mark" if status == 422 else title,
+            instance="/v1/sentiment",
+            request_id="5f3d2c0e9a7b4c1d8e6f0a1b2c3d4e5f",
+            errors=[FieldError(field="inputs[0]", detail="the text is empty: it holds no word, digit or mark")]
+            if status == 422
+            else [],
+        )
+        content = {
+            "schema": {"$ref": "#/components/schemas/Problem"},
+            "examples": {kind: {"value": example.model_dump()}},
+        }
+        responses[status] = {"description": title, "content": {MEDIA_TYPE: content}}
+    return responses
+
+
+def schemas() -> dict[str, Any]:
+    """The OpenAPI components that :func:`documented` refers to."""
+    schema = Problem.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
+    return {**schema.pop("$defs", {}), "Problem": schema}
+
+
+def _explained(request: Request, error: HTTPException) -> HTTPException:
+    """Starlette's and FastAPI's own errors, in our words."""
+    if isinstance(error, ProblemError):
+        return error
+    path = request.scope["path"]
+    if error.status_code == 404:
+        return ProblemError("unknown-path", f"there is nothing at {path[:200]}; /openapi.json lists the paths")
+    if error.status_code == 405:
+        # What answers GET answers HEAD too (serving.envelope).
+        allowed = (error.headers or {}).get("Allow", "")
+        allowed = f"{allowed}, HEAD" if "GET" in allowed and "HEAD" not in allowed else allowed
+        return ProblemError(
+            "method-not-allowed", f"{path[:200]} takes {allowed}, not {request.method}", headers={"Allow": allowed}
+        )
+    if error.status_code == 400:
+        return ProblemError("malformed-body", _unreadable(error.__cause__))
+    return error
+
+
+def _unreadable(cause: BaseException | None) -> str:
+    if isinstance(cause, UnicodeDecodeError):
+        return f"the body is not UTF-8: byte {cause.start} cannot be decoded ({cause.reason})"
+    if isinstance(cause, RecursionError):
+        return "the body is JSON that is nested too deeply"
+    if isinstance(cause, ValueError):
+        return f"the body is not JSON that this server reads: {str(cause).partition(';')[0]}"
+    return "the body cannot be read"
+
+
+def _validation(request: Request, error: RequestValidationError) -> ProblemError:
+    raw = error.errors()
+    first = raw[0]
+    if first["type"] == "json_invalid":
+        position = first["loc"][-1]
+        return ProblemError("malformed-body", f"the body is not JSON: {first['ctx']['error']} at character {position}")
+    if first["type"] == "missing" and first["loc"] == ("body",):
+        return ProblemError("malformed-body", "the body is empty; a JSON object fits")
+    if isinstance(error.body, bytes):
+        given = request.headers.get("content-type", "")[:80]
+        detail = f"Content-Type is {given!r}" if given else "Content-Type is missing"
+        return ProblemError("unsupported-media-type", f"{detail}; send 'Content-Type: application/json'")
+    found: list[tuple[str, str]] = []
+    for entry in raw:
+        place = _place(entry["loc"])
+        if entry["type"] == "misfit":
+            found += [
+                (f"{place}{below}".lstrip(".") or "body", text) for below, text in entry["ctx"]["problems"].items()
+            ]
+        else:
+            given = entry.get("input")
+            shown = repr(given[:40]) if isinstance(given, str) else str(given)[:40]
+            shown = f", not {shown}" if isinstance(given, str | int | float) else ""
+            found.append((place or "body", f"{entry['msg']}{shown}" if entry["type"] != "missing" else "is required"))
+    return fields(*found)
+
+
+def _place(location: Sequence[str | int]) -> str:
+    """``("body", "inputs", 3)`` -> ``inputs[3]``."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location[1:])
+    return "".join(parts).lstrip(".")

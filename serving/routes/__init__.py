@@ -1,0 +1,24 @@
+"""One router per subject, and what their handlers ask for."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from serving.models import Models
+from serving.settings import Settings
+
+
+def _models(request: Request) -> Models:
+    models: Models = request.app.state.models
+    return models
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+LiveModels = Annotated[Models, Depends(_models)]
+ServerSettings = Annotated[Settings, Depends(_settings)]

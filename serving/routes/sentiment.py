@@ -1,0 +1,148 @@
+"""``POST /v1/sentiment``: which label fits a text."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Response
+from pydantic import BaseModel, Field, TypeAdapter, field_validator
+
+from seqapp.tasks import InputError
+from seqapp.tasks.sentiment import SentimentInput, SentimentOutput, TokenWeight
+from serving.problems import Wire, documented, fields, json_type, misfit
+from serving.routes import LiveModels, ServerSettings
+
+router = APIRouter(tags=["sentiment"])
+
+
+class SentimentParameters(Wire):
+    """How to answer."""
+
+    top_k: int | None = Field(default=None, ge=1, le=1000, description="only the k best labels; by default all of them")
+
+
+class SentimentRequest(Wire):
+    """One text or several."""
+
+    inputs: str | list[str] = Field(description="a text, or a list of texts; none may be empty")
+    parameters: SentimentParameters = Field(default=SentimentParameters(), description="how to answer")
+    explain: bool = Field(default=False, description="also say how much each token speaks for the best label")
+    model: str | None = Field(default=None, description="`id` of a live model; by default the first sentiment model")
+
+    @field_validator("inputs", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        # The two halves of a union would each complain; a person wants one complaint, about the wrong element.
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, list):
+            raise misfit({"": f"a text or a list of texts fits, not {json_type(value)}"})
+        if not value:
+            raise misfit({"": "the list is empty; one text or more fits"})
+        wrong = {f"[{index}]": one for index, one in enumerate(value) if not isinstance(one, str)}
+        if wrong:
+            raise misfit({place: f"a text fits, not {json_type(one)}" for place, one in wrong.items()})
+        return value
+
+
+class LabelScore(BaseModel):
+    """One label of a text."""
+
+    label: str
+    score: float = Field(description="probability of the label")
+    tokens: list[TokenWeight] | None = Field(
+        default=None,
+        description="with `explain`, and on the best label only: offsets count Unicode code points of the input",
+    )
+
+
+_ONE = TypeAdapter(list[LabelScore])
+_MANY = TypeAdapter(list[list[LabelScore]])
+
+_REQUESTS: dict[str, Any] = {
+    "one text": {"value": {"inputs": "The staff were lovely and the soup was hot."}},
+    "several texts": {"value": {"inputs": ["Wonderful.", "It broke after a day."], "parameters": {"top_k": 1}}},
+    "explained": {"value": {"inputs": "A lovely garden.", "explain": True}},
+}
+_LOVELY = [
+    {"text": "A", "start": 0, "end": 1, "weight": 0.1},
+    {"text": "lovely", "start": 2, "end": 8, "weight": 3.4},
+    {"text": "garden", "start": 9, "end": 15, "weight": 0.2},
+    {"text": ".", "start": 15, "end": 16, "weight": -0.1},
+]
+_ANSWERS: dict[str, Any] = {
+    "one text": {"value": [{"label": "positive", "score": 0.98}, {"label": "negative", "score": 0.02}]},
+    "several texts": {
+        "value": [[{"label": "positive", "score": 0.99}], [{"label": "negative", "score": 0.97}]],
+    },
+    "explained": {
+        "value": [{"label": "positive", "score": 0.99, "tokens": _LOVELY}, {"label": "negative", "score": 0.01}]
+    },
+}
+
+
+@router.post(
+    "/v1/sentiment",
+    summary="Which label fits a text?",
+    response_model=list[LabelScore] | list[list[LabelScore]],
+    responses={
+        200: {
+            "description": "for one text its labels, the most probable first; for a list of texts one such list each",
+            "content": {"application/json": {"examples": _ANSWERS}},
+            "headers": {
+                "Server-Timing": {
+                    "description": "milliseconds: `queue;dur=0.1, model;dur=2.5`",
+                    "schema": {"type": "string"},
+                }
+            },
+        },
+        **documented(
+            "malformed-body",
+            "unknown-model",
+            "body-too-large",
+            "unsupported-media-type",
+            "invalid-request",
+            "internal-error",
+        ),
+    },
+)
+async def sentiment(
+    request: Annotated[SentimentRequest, Body(openapi_examples=_REQUESTS)], models: LiveModels, settings: ServerSettings
+) -> Response:
+    """The labels of each text, the most probable first, each with its probability."""
+    single = isinstance(request.inputs, str)
+    texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
+    if len(texts) > settings.max_items:
+        raise fields(("inputs", f"{len(texts)} texts are too many; at most {settings.max_items} fit in one request"))
+    model = models.find("sentiment", request.model)
+
+    def place(index: int) -> str:
+        return "inputs" if single else f"inputs[{index}]"
+
+    long = [index for index, text in enumerate(texts) if len(text) > settings.max_characters]
+    if long:
+        most = settings.max_characters
+        raise fields(*((place(index), f"{len(texts[index])} characters; at most {most} fit") for index in long))
+    try:
+        answer = await model.engine.predict(
+            [SentimentInput(text=_encodable(text), explain=request.explain) for text in texts]
+        )
+    except InputError as error:
+        raise fields((place(error.index), error.problem)) from None
+    scored = [_ranked(output, request.parameters.top_k) for output in answer.outputs]
+    content = _ONE.dump_json(scored[0], exclude_none=True) if single else _MANY.dump_json(scored, exclude_none=True)
+    timing = f"queue;dur={1000 * answer.queued:.2f}, model;dur={1000 * answer.computed:.2f}"
+    return Response(content, media_type="application/json", headers={"Server-Timing": timing})
+
+
+def _ranked(output: SentimentOutput, top_k: int | None) -> list[LabelScore]:
+    ranked = sorted(output.scores.items(), key=lambda item: -item[1])[:top_k]
+    return [
+        LabelScore(label=label, score=score, tokens=output.tokens if label == output.label else None)
+        for label, score in ranked
+    ]
+
+
+def _encodable(text: str) -> str:
+    # JSON can carry a lone surrogate, an answer in UTF-8 cannot; the tokenizer reads it as "?" anyway.
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,89 @@
+"""What is dropped and what is not; where weights start."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from seqapp.nn.cells import GRU, LSTM, Elman, GRUResetAfter
+from seqapp.nn.dropout import LockedDropout, TokenDropout
+from seqapp.nn.init import glorot_, orthogonal_
+
+PAD, UNK = 0, 1
+
+
+def test_token_dropout_replaces_valid_tokens_by_unknown_and_nothing_else() -> None:
+    ids = torch.randint(2, 50, (200, 40))
+    ids[:, 30:] = PAD
+    dropped = TokenDropout(0.3, unk=UNK, pad=PAD)(ids)
+    changed = dropped != ids
+    assert (dropped[changed] == UNK).all()
+    assert not changed[:, 30:].any()
+    share = changed[:, :30].float().mean().item()
+    assert abs(share - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 6000)
+    assert changed[:, :30].any(0).all()
+    assert (ids[:, :30] >= 2).all(), "the input was changed in place"
+
+
+def test_locked_dropout_zeroes_the_same_units_at_every_position() -> None:
+    x = torch.rand(100, 9, 50) + 1
+    y = LockedDropout(0.4)(x)
+    kept = y != 0
+    assert torch.equal(kept, kept[:, :1].expand_as(kept))
+    assert_close(y[kept], (x / 0.6)[kept])
+    masks = kept[:, 0]
+    assert abs(masks.float().mean().item() - 0.6) < 4 * math.sqrt(0.4 * 0.6 / 5000)
+    assert len({tuple(row) for row in masks.tolist()}) > 90, "rows must not share a mask"
+
+
+def test_dropout_does_nothing_at_zero_or_in_eval_mode() -> None:
+    ids, x = torch.randint(0, 50, (5, 7)), torch.randn(5, 7, 3)
+    for module, given in [
+        (TokenDropout(0.9, unk=UNK, pad=PAD).eval(), ids),
+        (TokenDropout(0.0, unk=UNK, pad=PAD), ids),
+        (LockedDropout(0.9).eval(), x),
+        (LockedDropout(0.0), x),
+    ]:
+        assert torch.equal(module(given), given)
+
+
+def test_orthogonal_blocks_keep_the_norm_and_differ() -> None:
+    weight = orthogonal_(torch.empty(12, 4, dtype=torch.float64), gates=3)
+    blocks = weight.chunk(3)
+    for block in blocks:
+        assert_close(block.T @ block, torch.eye(4, dtype=torch.float64))
+    assert not torch.allclose(blocks[0], blocks[1])
+
+
+def test_glorot_bound_is_that_of_one_block() -> None:
+    weight = glorot_(torch.empty(4 * 300, 100), gates=4)
+    bound = math.sqrt(6 / (300 + 100))
+    assert weight.abs().max() <= bound
+    for block in weight.chunk(4):
+        assert block.abs().max() > 0.99 * bound
+        assert abs(block.std().item() - bound / math.sqrt(3)) < 0.02 * bound
+
+
+@pytest.mark.parametrize(
+    "layer", [Elman(6, 8), LSTM(6, 8), GRU(6, 8), GRUResetAfter(6, 8)], ids=lambda layer: type(layer).__name__
+)
+def test_every_layer_starts_orthogonal(layer: torch.nn.Module) -> None:
+    W = layer.get_parameter("W")
+    for block in W.view(-1, 8, 8):
+        assert_close(block.T @ block, torch.eye(8), rtol=0, atol=1e-5)
+
+
+def test_forget_bias_is_set_on_the_forget_gate_alone() -> None:
+    for bias in (1.0, -3.0):
+        layer = LSTM(6, 8, forget_bias=bias)
+        assert layer.b.tolist() == [0.0] * 8 + [bias] * 8 + [0.0] * 16
+    x = torch.zeros(1, 1, 6)
+    remembering = LSTM(6, 8, forget_bias=100.0)
+    with torch.no_grad():
+        remembering.W.zero_()
+    c = torch.randn(1, 8)
+    _, (_, after) = remembering(x, None, (torch.zeros(1, 8), c))
+    assert_close(after, c)

@@ -1,0 +1,226 @@
+"""Layers that read both ways, and what they are made of: flip, gather, masks.
+
+B batch, T time, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from seqapp.nn import cells
+from seqapp.nn.recurrent import (
+    ENCODERS,
+    RECURRENT,
+    Bidirectional,
+    Encoder,
+    EncoderStack,
+    Recurrent,
+    Stack,
+    flip,
+    gather,
+    valid_mask,
+)
+from seqapp.registry import InvalidOption
+
+B, T, I = 4, 6, 3  # noqa: E741
+LENGTHS = torch.tensor([6, 3, 1, 5])
+
+ROWS: dict[str, dict[str, Any]] = {
+    "birnn concat": {"kind": "birnn", "layer": {"kind": "lstm", "hidden_size": 4}},
+    "birnn sum": {"kind": "birnn", "layer": {"kind": "gru", "hidden_size": 4}, "merge": "sum"},
+    "birnn mean": {
+        "kind": "birnn", "merge": "mean",
+        "layer": {"kind": "gru_reset_after", "hidden_size": 4}, "back": {"kind": "elman", "hidden_size": 4},
+    },
+    "birnn of unlike layers": {
+        "kind": "birnn",
+        "layer": {"kind": "lstm", "hidden_size": 4},
+        "back": {"kind": "stack", "layers": [{"kind": "elman", "hidden_size": 2}, {"kind": "gru", "hidden_size": 5}]},
+    },
+    "stack": {
+        "kind": "stack",
+        "layers": [
+            {"kind": "birnn", "layer": {"kind": "gru", "hidden_size": 2}},
+            {"kind": "lstm", "hidden_size": 5},
+            {"kind": "birnn", "layer": {"kind": "elman", "hidden_size": 4}},
+        ],
+    },
+    "stack residual": {
+        "kind": "stack", "residual": True,
+        "layers": [
+            {"kind": "birnn", "layer": {"kind": "gru", "hidden_size": I}, "merge": "sum"},
+            {"kind": "birnn", "layer": {"kind": "elman", "hidden_size": I}, "merge": "mean"},
+        ],
+    },
+}  # fmt: skip
+
+
+def build(spec: dict[str, Any]) -> Encoder:
+    encoder = ENCODERS.build(spec, input_size=I).double()
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(torch.empty_like(parameter).uniform_(-0.7, 0.7))
+    return encoder.eval()
+
+
+def inputs() -> Tensor:
+    return torch.randn(B, T, I, dtype=torch.float64)
+
+
+@pytest.fixture(params=ROWS)
+def encoder(request: pytest.FixtureRequest) -> Encoder:
+    return build(ROWS[request.param])
+
+
+def test_every_own_kind_has_a_row_and_the_recurrent_ones_are_included() -> None:
+    assert set(ENCODERS.own) == {row["kind"] for row in ROWS.values()}
+    assert set(ENCODERS) == set(ENCODERS.own) | set(RECURRENT)
+
+
+def test_batch_answers_as_its_rows_alone(encoder: Encoder) -> None:
+    x = inputs()
+    y, _ = encoder(x, LENGTHS)
+    assert y.shape == (B, T, encoder.output_size)
+    for row, size in enumerate(LENGTHS.tolist()):
+        alone, _ = encoder(x[row, None, :size])
+        assert_close(y[row, None, :size], alone, rtol=0, atol=1e-12)
+        assert not y[row, size:].any()
+        if encoder.has_last:
+            assert_close(encoder.last(y, LENGTHS)[row, None], encoder.last(alone, None), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("junk", [float("nan"), float("inf"), -1e30])
+def test_padding_never_matters(encoder: Encoder, junk: float) -> None:
+    clean = inputs()
+    mask = valid_mask(LENGTHS, T)[..., None]
+
+    def run(padding: float) -> list[Tensor]:
+        x = torch.where(mask, clean, torch.tensor(padding)).requires_grad_()
+        y, _ = encoder(x, LENGTHS)
+        return [y, *torch.autograd.grad(y.square().sum(), [x, *encoder.parameters()])]
+
+    for got, expected in zip(run(junk), run(0.0), strict=True):
+        assert torch.equal(got, expected)
+        assert got.isfinite().all()
+    assert not run(junk)[1].masked_select(~mask).any()
+
+
+def test_every_parameter_gets_a_gradient(encoder: Encoder) -> None:
+    encoder(inputs(), LENGTHS)[0].square().sum().backward()
+    assert not [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+def test_gradcheck_with_lengths(encoder: Encoder) -> None:
+    x = torch.randn(2, 3, I, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: encoder(x, torch.tensor([3, 2]))[0], (x,), fast_mode=True)
+
+
+def test_misfits_name_the_layer(encoder: Encoder) -> None:
+    name = type(encoder).__name__
+    with pytest.raises(ValueError, match=rf"^{name}: x has shape .*; \(batch, time, {I}\) fits"):
+        encoder(inputs()[..., :2])
+    with pytest.raises(ValueError, match=rf"^{name}: lengths go from 0 to 5; 1 to {T} fits"):
+        encoder(inputs(), LENGTHS - 1)
+
+
+def test_last_of_merged_directions_is_refused(encoder: Encoder) -> None:
+    if encoder.has_last:
+        assert encoder.last(encoder(inputs())[0], None).shape == (B, encoder.output_size)
+    else:
+        with pytest.raises(ValueError, match=r"known only with merge: concat, not '(sum|mean)'"):
+            encoder.last(encoder(inputs())[0], None)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "gru_reset_after", "elman"])
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+def test_reversing_the_input_and_swapping_directions_reverses_the_output(kind: str, lengths: Tensor | None) -> None:
+    encoder = build({"kind": "birnn", "layer": {"kind": kind, "hidden_size": 4}})
+    assert isinstance(encoder, Bidirectional)
+    swapped = Bidirectional(encoder.back, encoder.ahead)
+    x = inputs()
+    y, (ahead, back) = encoder(x, lengths)
+    y_swapped, (back_swapped, ahead_swapped) = swapped(flip(x, lengths), lengths)
+    assert_close(torch.cat([y_swapped[..., 4:], y_swapped[..., :4]], -1), flip(y, lengths), rtol=0, atol=1e-12)
+    assert_close((ahead, back), (ahead_swapped, back_swapped), rtol=0, atol=0)
+    assert not torch.allclose(y_swapped, flip(y, lengths))
+
+
+def test_merges_are_made_of_the_same_directions() -> None:
+    parts = cells.GRU(I, 4), cells.LSTM(I, 4)
+    x = torch.randn(B, T, I)
+    y, _ = Bidirectional(*parts)(x, LENGTHS)
+    total, _ = Bidirectional(*parts, merge="sum")(x, LENGTHS)
+    mean, _ = Bidirectional(*parts, merge="mean")(x, LENGTHS)
+    assert_close(total, y[..., :4] + y[..., 4:])
+    assert_close(mean, total / 2)
+    assert_close(y[..., :4], parts[0](x, LENGTHS)[0])
+
+
+def test_last_has_read_the_whole_row_in_both_directions() -> None:
+    encoder = build(ROWS["birnn of unlike layers"])
+    x = inputs().requires_grad_()
+    last = encoder.last(encoder(x, LENGTHS)[0], LENGTHS)
+    mask = valid_mask(LENGTHS, T)
+    for unit in (0, 4):
+        (gradient,) = torch.autograd.grad(last[:, unit].sum(), x, retain_graph=True)
+        assert torch.equal(gradient.ne(0).any(-1), mask)
+
+
+def test_a_decoder_cannot_accept_what_reads_both_ways() -> None:
+    encoder = build(ROWS["birnn concat"])
+    assert not isinstance(encoder, Recurrent)
+    assert not hasattr(encoder, "step")
+    assert not hasattr(encoder, "initial_carry")
+    assert "birnn" not in RECURRENT
+    for spec in (ROWS["birnn concat"], {"kind": "stack", "layers": [ROWS["birnn concat"]]}):
+        with pytest.raises(InvalidOption, match="no recurrent layer is called 'birnn'"):
+            RECURRENT.build(spec, input_size=I)
+
+
+def test_a_stack_is_recurrent_exactly_when_all_its_layers_are() -> None:
+    lstm = {"kind": "lstm", "hidden_size": 4}
+    assert isinstance(ENCODERS.build({"kind": "stack", "layers": [lstm, lstm]}, input_size=I), Stack)
+    mixed = ENCODERS.build({"kind": "stack", "layers": [lstm, {"kind": "birnn", "layer": lstm}]}, input_size=I)
+    assert isinstance(mixed, EncoderStack)
+    assert not isinstance(mixed, Recurrent)
+
+
+def test_directions_must_fit() -> None:
+    with pytest.raises(ValueError, match="take 3 and 2 inputs"):
+        Bidirectional(cells.GRU(3, 4), cells.GRU(2, 4))
+    with pytest.raises(ValueError, match="merge 'sum' needs directions of equal size, not 4 and 5"):
+        Bidirectional(cells.GRU(3, 4), cells.GRU(3, 5), merge="sum")
+
+
+@pytest.mark.parametrize("shape", [(B, T), (B, T, 3), (B, T, 2, 2)])
+def test_flip_reverses_each_row_within_its_length(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    flipped = flip(x, LENGTHS)
+    for row, size in enumerate(LENGTHS.tolist()):
+        assert torch.equal(flipped[row, :size], x[row, :size].flip(0))
+        assert torch.equal(flipped[row, size:], x[row, size:])
+    assert torch.equal(flip(flipped, LENGTHS), x)
+    assert torch.equal(flip(x, torch.full((B,), T)), flip(x))
+
+
+def test_flip_has_right_first_and_second_derivatives() -> None:
+    x = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
+    lengths = torch.tensor([4, 2, 3])
+
+    def cubed(x: Tensor) -> Tensor:
+        return flip(x, lengths) ** 3
+
+    assert torch.autograd.gradcheck(cubed, (x,))
+    assert torch.autograd.gradgradcheck(cubed, (x,))
+
+
+def test_gather_takes_the_last_valid_output() -> None:
+    y = torch.randn(B, T, 2)
+    assert torch.equal(gather(y, LENGTHS), torch.stack([row[n - 1] for row, n in zip(y, LENGTHS, strict=True)]))
+    assert torch.equal(gather(y, None), y[:, -1])
+    assert valid_mask(torch.tensor([1, 3]), 3).tolist() == [[True, False, False], [True, True, True]]

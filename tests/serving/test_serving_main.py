@@ -1,0 +1,117 @@
+"""``python -m serving``: how it starts, refuses to start, and stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from serving.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _own_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = main(arguments)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert all(line.startswith("serving: ") for line in err.splitlines())
+    return code, err
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1"])
+def test_a_public_address_is_refused(capsys: pytest.CaptureFixture[str], host: str) -> None:
+    if host == "::" and not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    code, said = refused(capsys, "x", "--host", host)
+    assert code == 2
+    assert "no authentication" in said
+    assert "--insecure-public" in said
+
+
+def test_a_public_address_is_taken_when_insisted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, said = refused(capsys, str(tmp_path), "--host", "0.0.0.0", "--port", "0", "--insecure-public")
+    assert code == 1
+    assert "not a bundle" in said
+
+
+def test_a_taken_port_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, said = refused(capsys, "x", "--port", str(port))
+    assert code == 1
+    assert said == (
+        f"serving: host '127.0.0.1', port {port}: Address already in use; "
+        "choose another with --port, or 0 for a free one\n"
+    )
+
+
+def test_no_model_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, said = refused(capsys, str(tmp_path), str(tmp_path / "nowhere"), "--port", "0")
+    assert code == 1
+    assert said.splitlines() == [
+        f"serving: {tmp_path} is not live: {tmp_path}: not a bundle: it has no bundle.yaml",
+        f"serving: {tmp_path / 'nowhere'} is not live: {tmp_path / 'nowhere'}: no such directory",
+        "serving: no model is live, so there is nothing to serve",
+    ]
+
+
+def test_a_wrong_setting_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    code, said = refused(capsys, "x", "--port", "70000")
+    assert (code, "port (70000)" in said) == (2, True)
+    monkeypatch.setenv("SEQAPP_MAX_ITEMS", "many")
+    code, said = refused(capsys, "x")
+    assert (code, "max_items ('many')" in said) == (2, True)
+
+
+def test_models_come_from_the_environment_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SEQAPP_MODELS", f"{tmp_path / 'a'}, {tmp_path / 'b'}")
+    code, said = refused(capsys, "--port", "0")
+    assert code == 1
+    assert f"{tmp_path / 'a'} is not live" in said
+    assert f"{tmp_path / 'b'} is not live" in said
+
+
+def test_it_starts_answers_and_stops(tiny: Path, tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SEQAPP_")}
+    command = [sys.executable, "-W", "error", "-m", "serving", str(tiny), str(tmp_path / "nowhere"), "--port", "0"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        said = [process.stdout.readline().rstrip("\n") for _ in range(5)]
+        assert said[:2] == ["seqapp answers with", "  tiny  sentiment, 74.0% test accuracy"], process.communicate(
+            timeout=9
+        )
+        url = said[2].removeprefix("playground").strip()
+        assert said[3:] == [f"documents   {url}docs", "Ctrl+C stops it."]
+        request = urllib.request.Request(
+            f"{url}v1/sentiment", json.dumps({"inputs": "good"}).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            assert len(json.load(answer)) == 2
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=10)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
+    first, *requests = err.splitlines()
+    assert first.endswith("nowhere: no such directory")
+    assert len(requests) == 1
+    assert "POST '/v1/sentiment' 200" in requests[0]

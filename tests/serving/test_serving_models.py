@@ -1,0 +1,134 @@
+"""Which bundles go live, and which are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from seqapp.references import Reference, ReferenceNotFound
+from serving import models
+from serving.models import UnknownModel, go_live
+
+MakeBundle = Callable[..., Path]
+
+
+def spoil_golden(path: Path) -> None:
+    golden = json.loads((path / "golden.json").read_text())
+    golden[0]["output"]["score"] += 0.1
+    (path / "golden.json").write_text(json.dumps(golden))
+    manifest = yaml.safe_load((path / "bundle.yaml").read_text())
+    manifest["files"]["golden.json"] = hashlib.sha256((path / "golden.json").read_bytes()).hexdigest()
+    (path / "bundle.yaml").write_text(yaml.safe_dump(manifest))
+
+
+def test_a_model_that_fails_is_refused_and_the_others_go_live(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    good, changed, damaged = make_bundle("good"), make_bundle("changed"), make_bundle("damaged")
+    spoil_golden(changed)
+    (damaged / "weights.safetensors").write_bytes(b"")
+    live = go_live([str(changed), str(tmp_path / "nowhere"), str(damaged), str(tmp_path), str(good)], threads=1)
+    assert [model.id for model in live] == ["good"]
+    reasons = {Path(one.reference).name: one.reason for one in live.refused}
+    assert "golden input" in reasons["changed"]
+    assert "no such directory" in reasons["nowhere"]
+    assert "SHA-256" in reasons["damaged"]
+    assert "not a bundle" in reasons[tmp_path.name]
+    live.close()
+
+
+def test_an_unforeseen_failure_is_a_refusal_too(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(models.bundle, "load", fail)
+    live = go_live([str(make_bundle())], threads=1)
+    assert len(live) == 0
+    assert live.refused[0].reason == "ZeroDivisionError: oops"
+
+
+def test_a_run_directory_gives_its_name(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    make_bundle("run-1/bundle")
+    make_bundle("run-2/bundle")
+    live = go_live([str(tmp_path / "run-2"), str(tmp_path / "run-1/bundle")], threads=1)
+    assert [model.id for model in live] == ["run-2", "run-1"]
+    live.close()
+
+
+def test_the_same_name_twice(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    first, second = make_bundle("a/tiny"), make_bundle("b/tiny")
+    live = go_live([str(first), str(second)], threads=1)
+    assert [model.id for model in live] == ["tiny"]
+    assert "'tiny' is live already" in live.refused[0].reason
+    live.close()
+
+
+def test_champions_are_the_default_in_the_order_of_the_registry(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_bundle()
+    found = [Reference(path, "newest", "3", "champion"), Reference(path, "older", "1", "champion")]
+    monkeypatch.setattr(models, "champions", lambda: found)
+    live = go_live(threads=1)
+    assert [model.id for model in live] == ["newest", "older"]
+    assert live.find("sentiment").id == "newest"
+    assert live.find("sentiment", "older").reference.version == "1"
+    live.close()
+
+
+def test_two_versions_of_one_registered_model(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_bundle()
+    known = {
+        "m@champion": Reference(path, "m", "3", "champion"),
+        "m@challenger": Reference(path, "m", "4", "challenger"),
+        "m/2": Reference(path, "m", "2"),
+    }
+    monkeypatch.setattr(models, "resolve", lambda reference: known[reference])
+    live = go_live(list(known), threads=1)
+    assert [model.id for model in live] == ["m", "m@challenger", "m@v2"]
+    live.close()
+
+
+def test_an_empty_registry_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> list[Reference]:
+        raise ReferenceNotFound("the registry holds no champion")
+
+    monkeypatch.setattr(models, "champions", none)
+    with pytest.raises(ReferenceNotFound, match="holds no champion"):
+        go_live()
+
+
+def test_a_model_of_another_task_does_not_answer(tiny: Path) -> None:
+    live = go_live([str(tiny)], threads=1)
+    with pytest.raises(UnknownModel, match="'tiny' is a sentiment model; translation models: none"):
+        live.find("translation", "tiny")
+    with pytest.raises(UnknownModel, match="no translation model is live"):
+        live.find("translation")
+    live.close()
+
+
+@pytest.mark.parametrize(
+    "metrics", [{}, [], {"scores": None}, {"scores": {"test": 3}}, {"scores": {"test": {"a": "b"}}}]
+)
+def test_odd_metrics_are_left_out(make_bundle: MakeBundle, metrics: object) -> None:
+    live = go_live([str(make_bundle())], threads=1)
+    model = live.get("tiny")
+    model.bundle.metrics = metrics  # type: ignore[assignment]
+    assert not any(model.scores.values())
+    live.close()
+
+
+def test_a_bundle_without_a_card_is_live(make_bundle: MakeBundle) -> None:
+    path = make_bundle()
+    manifest = yaml.safe_load((path / "bundle.yaml").read_text())
+    del manifest["files"]["README.md"]
+    (path / "bundle.yaml").write_text(yaml.safe_dump(manifest))
+    (path / "README.md").unlink()
+    live = go_live([str(path)], threads=1)
+    assert live.get("tiny").card == ""
+    live.close()
+    shutil.rmtree(path)

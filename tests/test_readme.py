@@ -1,0 +1,71 @@
+"""Every block of the README is run, or, where it would train for minutes, checked for what it names."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from benchmarks import report
+from pipelines.__main__ import app
+from pipelines.options import SECTIONS
+from seqapp import config
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (block,) = blocks("python")
+    exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("happy ")
+
+
+def test_yaml_block_is_a_config(tmp_path: Path) -> None:
+    (block,) = blocks("yaml")
+    (tmp_path / "my.yaml").write_text(block, encoding="utf-8")
+    resolved = config.load(tmp_path / "my.yaml", sections=SECTIONS)
+    assert resolved["model"]["encoder"]["layer"]["hidden_size"] == 64
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_commands_name_what_exists(words: list[str]) -> None:
+    if words[0] == "make":
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert words[1] in targets
+    elif words[0] == "seqapp":
+        command = get_command(app)
+        while hasattr(command, "commands"):
+            command = command.commands[words[1]]
+            words = words[1:]
+        options = {name for parameter in command.params for name in parameter.opts}
+        for word in words[1:]:
+            if word.startswith("--"):
+                assert word in options
+            if word.endswith(".yaml"):
+                assert (ROOT / word).is_file()
+    else:
+        assert words[0] == "curl"
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_benchmark_page_is_generated_from_the_results() -> None:
+    assert report.render(report.load()) == report.TARGET.read_text(encoding="utf-8")
