@@ -20,7 +20,8 @@ class Row:
     name: str
     network: str
     run_id: str
-    digest: str
+    digest: tuple[str, str]
+    """Of the validation and the test data."""
     dataset: str
     validation: float
     test: float | None
@@ -42,7 +43,7 @@ def collect(task: str, *, runs: Sequence[str] = (), every: bool = False) -> list
     Raises:
         SeqappError: if there is no such experiment or no finished run.
     """
-    client = connect()
+    client = connect(create=False)
     experiment = client.get_experiment_by_name(task)
     if experiment is None:
         known = ", ".join(found.name for found in client.search_experiments()) or "none"
@@ -67,7 +68,8 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     drawn = []
     for digest in dict.fromkeys(row.digest for row in rows):
         group = sorted((row for row in rows if row.digest == digest), key=lambda row: -row.validation)
-        table = Table(title=f"{group[0].dataset} (validation data {digest[:8]})", title_justify="left")
+        data = f"validation data {digest[0][:8]}, test data {digest[1][:8] or 'none'}"
+        table = Table(title=f"{group[0].dataset} ({data})", title_justify="left")
         for column in ("run", "network", "validation", "test", "95 % interval", "parameters", "time", "tokens/s"):
             table.add_column(column, justify="left" if column in ("run", "network") else "right")
         for place, row in enumerate(group):
@@ -98,7 +100,7 @@ def _row(run: Any) -> Row | None:
         name=run.info.run_name,
         network=tags.get("network", ""),
         run_id=run.info.run_id,
-        digest=tags.get("validation_digest", ""),
+        digest=(tags.get("validation_digest", ""), tags.get("test_digest", "")),
         dataset=tags.get("dataset", ""),
         validation=values["best_validation/accuracy"],
         test=values.get("test/accuracy"),

@@ -62,9 +62,13 @@ class Learner(pl.LightningModule):
         self._gradient_norms: list[Tensor] = []
 
     def on_train_epoch_start(self) -> None:
-        torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
         self._totals, self._tokens, self._gradient_norms = {}, 0, []
         self._seconds = time.perf_counter()
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        if batch_index == 0:
+            # Not earlier: a resumed epoch makes its loader, which draws a number, at another time than a first one.
+            torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         loss, new = self.task.loss(self.model, batch)

@@ -120,7 +120,6 @@ def train(
         filename="best",
         monitor=f"validation/{task.selection[0]}",
         mode=task.selection[1],
-        save_last=True,
         enable_version_counter=False,
     )
     with tracking.failing(run_id):
@@ -306,12 +305,14 @@ def _texts(file: str, column: str, encoding: str) -> Iterator[tuple[int, str]]:
         with open(0 if file == "-" else file, "rb", closefd=file != "-") as stream:
             for number, line in enumerate(stream, 1):
                 try:
-                    yield number, line.decode(encoding).rstrip("\r\n")
+                    yield number, line.decode(encoding).removeprefix("\ufeff" if number == 1 else "").rstrip("\r\n")
                 except UnicodeDecodeError as error:
                     raise DataError(f"{file}:{number}: byte {error.start} is not {encoding}; --encoding names another"
                                     ) from None  # fmt: skip
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from None
+    except LookupError:
+        raise DataError(f"{file}: no encoding is called {encoding!r}; utf-8, latin-1 or cp1252 would fit") from None
 
 
 def export(loaded: Bundle, target: Path) -> Path:
@@ -341,7 +342,9 @@ def _fit(
     progress: bool,
 ) -> None:
     name, mode = learner.task.selection
-    callbacks: list[Callback] = [best]
+    # `save_last` of the best one would write only epochs that are better; resuming needs the last epoch whatever it is.
+    last = ModelCheckpoint(best.dirpath, filename="last", enable_version_counter=False)
+    callbacks: list[Callback] = [best, last]
     if options.average:
         callbacks.append(WeightAveraging(multi_avg_fn=running_average(options.average)))
     if options.patience:
@@ -371,11 +374,11 @@ def _fit(
             enable_model_summary=False,
             deterministic=True,
         )
-        last = directory / "checkpoints" / "last.ckpt"
+        saved = directory / "checkpoints" / "last.ckpt"
         try:
-            trainer.fit(learner, data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+            trainer.fit(learner, data, ckpt_path=str(saved) if saved.is_file() else None, weights_only=True)
         except SystemExit:
-            # Lightning turns Ctrl-C into an exit and is deaf to the next one; its callers may want to do more than exit.
+            # Lightning turns Ctrl-C into an exit, and ignores it from then on; callers may want to do more than exit.
             if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             raise Stopped(

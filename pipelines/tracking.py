@@ -74,7 +74,7 @@ def log_start(run_id: str, resolved: Mapping[str, Any], digests: Mapping[str, st
     client.log_dict(run_id, dict(resolved), "config.yaml")
     client.log_text(run_id, environment(), "environment.txt")
     source = CodeDatasetSource(tags={"kind": resolved["data"]["kind"]})
-    with mlflow.start_run(run_id=run_id):
+    with _active(run_id):
         for context, digest in digests.items():
             dataset = MetaDataset(source, name=data_name, digest=digest[:16])  # type: ignore[abstract]
             mlflow.log_input(dataset, context=context)
@@ -115,7 +115,7 @@ def log_bundle(run_id: str, directory: Path, task: Task[Any, Any], example: Mapp
         outputs=Schema([ColSpec("string", "label"), ColSpec("double", "score")]),
         params=ParamSchema([ParamSpec("explain", "boolean", False)]),
     )
-    with mlflow.start_run(run_id=run_id):
+    with _active(run_id):
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("pyfunc.py")),
@@ -168,6 +168,14 @@ def register(
                                                      f"{old:.4f} of the champion, {before}")  # fmt: skip
     client.set_registered_model_alias(name, "champion", version)
     return Registered(name, str(version), True, f"validation {metric} {value:.4f} beats {old:.4f} of {before}")
+
+
+@contextmanager
+def _active(run_id: str) -> Iterator[None]:
+    """Make the run MLflow's active one, for the functions that take no run id, and leave it running."""
+    with mlflow.start_run(run_id=run_id):
+        yield
+    reopen_run(run_id)
 
 
 @contextmanager

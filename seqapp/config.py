@@ -129,7 +129,9 @@ def check(
     try:
         for name in tree:
             if name not in sections:
-                raise InvalidOption((name,), f"no section is called {name!r}; {suggest(str(name), list(sections))}")
+                raise InvalidOption(
+                    (str(name),), f"no section is called {name!r}; {suggest(str(name), list(sections))}"
+                )
         return {name: _check_section(name, section, tree) for name, section in sections.items()}
     except InvalidOption as error:
         raise ConfigError(f"{_origin(error.where, origins or {}, source)}: {error}") from None
@@ -225,7 +227,8 @@ def _apply(tree: dict[str, Any], override: str, origins: dict[Where, str]) -> No
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"command line: {override!r} is not of the form key=value, such as train.epochs=3")
-    value = _parse(text, f"command line ({override})", {})
+    source = f"command line ({override})"
+    value = _parse(text, source, {})
     parts = key.strip().split(".")
     parent: Any = tree
     where: Where = ()
@@ -240,10 +243,6 @@ def _apply(tree: dict[str, Any], override: str, origins: dict[Where, str]) -> No
             step: str | int = int(part)
         elif isinstance(parent, dict):
             step = part
-            if isinstance(parent.get(part), str) and not last:
-                parent[part] = {"kind": parent[part]}
-            if not last and parent.get(part) is None:
-                parent[part] = {}
         else:
             raise ConfigError(f"command line: {override}: {dotted(where)} holds {parent!r} and has nothing inside")
         where = (*where, step)
@@ -251,6 +250,12 @@ def _apply(tree: dict[str, Any], override: str, origins: dict[Where, str]) -> No
             parent[step] = value
             for place in [place for place in origins if place[: len(where)] == where]:
                 del origins[place]
-            origins[where] = f"command line ({override})"
-        else:
-            parent = parent[step]
+            origins[where] = source
+            return
+        inner = parent.get(step) if isinstance(parent, dict) else parent[step]
+        if isinstance(inner, str):
+            parent[step] = {"kind": inner}
+        elif inner is None:
+            parent[step] = {}
+            origins.setdefault(where, source)
+        parent = parent[step]

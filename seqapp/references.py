@@ -47,11 +47,14 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
-def connect() -> Any:
+def connect(*, create: bool = True) -> Any:
     """An MLflow client for :func:`tracking_uri`.
 
+    Args:
+        create: MLflow makes a SQLite file that is not there; False refuses, for those who only look.
+
     Raises:
-        ReferenceNotFound: if the tracking server cannot be reached, or MLflow is not installed.
+        ReferenceNotFound: if MLflow is not installed, or there is no SQLite file to look into.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -62,6 +65,9 @@ def connect() -> Any:
         raise ReferenceNotFound("MLflow is not installed; `pip install 'seqapp[serve]'`, or name a bundle directory"
                                 ) from None  # fmt: skip
     uri = tracking_uri()
+    file = uri.removeprefix("sqlite:///")
+    if not create and file != uri and not Path(file).exists():
+        raise ReferenceNotFound(f"there is no registry yet: {file} does not exist; `make train` makes one")
     try:
         if uri not in _answering:
             _knock(uri)
@@ -99,7 +105,7 @@ def resolve(reference: str) -> Reference:
         return Reference(inner if inner.is_dir() else path, path.resolve().name)
     if "/" in reference and not re.fullmatch(r"[^/@]+/\d+", reference):
         raise ReferenceNotFound(f"{reference}: no such directory")
-    client = connect()
+    client = connect(create=False)
     if re.fullmatch(r"[0-9a-f]{32}", reference):
         return _from_run(client, reference)
     name, _, alias = reference.partition("@")
@@ -107,13 +113,13 @@ def resolve(reference: str) -> Reference:
     return _from_registry(client, name, alias or ("" if version else "champion"), version)
 
 
-def champions() -> list[Reference]:
-    """Every registered model that has a champion, the most recently registered first.
+def champions() -> list[str]:
+    """``name@champion`` of every registered model that has one, the most recently registered first.
 
     Raises:
         ReferenceNotFound: if there is none.
     """
-    client = connect()
+    client = connect(create=False)
     found = []
     for model in _ask(client.search_registered_models, "the model registry"):
         if "champion" in (model.aliases or {}):
@@ -121,7 +127,7 @@ def champions() -> list[Reference]:
     if not found:
         raise ReferenceNotFound(f"the registry at {tracking_uri()} holds no champion; `make train` trains one, "
                                 "or name a bundle directory")  # fmt: skip
-    return [_from_registry(client, name, "champion", "") for _, name in sorted(found, reverse=True)]
+    return [f"{name}@champion" for _, name in sorted(found, reverse=True)]
 
 
 def _from_registry(client: Any, name: str, alias: str, version: str) -> Reference:

@@ -132,7 +132,9 @@ def check_options(options: Mapping[str, Option], values: Any, where: Where, what
         raise InvalidOption(where, f"{what} takes options (name: value), not {values!r}")
     for name in values:
         if name not in options:
-            raise InvalidOption((*where, name), f"{what} has no option {name!r}; {suggest(str(name), list(options))}")
+            raise InvalidOption(
+                (*where, str(name)), f"{what} has no option {name!r}; {suggest(str(name), list(options))}"
+            )
     checked = {}
     for name, option in options.items():
         if name in values:
@@ -210,9 +212,9 @@ class Registry(Generic[T]):
         if isinstance(spec, str):
             spec = {"kind": spec}
         if not isinstance(spec, Mapping):
-            raise InvalidOption(where, f"a {self.name} is written as {{kind: NAME, ...}}, not {spec!r}")
+            raise InvalidOption(where, f"the {self.name} is written as {{kind: NAME, ...}}, not {spec!r}")
         if "kind" not in spec:
-            raise InvalidOption(where, f"a {self.name} needs a kind; known: {', '.join(self)}")
+            raise InvalidOption(where, f"the {self.name} needs a kind; known: {', '.join(self)}")
         kind = spec["kind"]
         if not isinstance(kind, str) or kind not in self:
             raise InvalidOption(

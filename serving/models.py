@@ -120,7 +120,7 @@ def go_live(references: Sequence[str] = (), threads: int | None = None) -> Model
     Raises:
         ReferenceNotFound: if no reference is given and the registry has no champion.
     """
-    wanted: list[str | Reference] = [*references] or [*champions()]
+    wanted = [*references] or champions()
     threads = threads or max(1, torch.get_num_threads() // len(wanted))
     live: list[LiveModel] = []
     refused: list[Refusal] = []
@@ -128,17 +128,17 @@ def go_live(references: Sequence[str] = (), threads: int | None = None) -> Model
         try:
             live.append(_open(reference, {model.id for model in live}, threads))
         except SeqappError as error:
-            refused.append(Refusal(_written(reference), str(error)))
+            refused.append(Refusal(reference, str(error)))
         except (
             Exception
         ) as error:  # a damaged bundle may fail in a way nobody thought of; the others must still go live
-            log.debug("%s", _written(reference), exc_info=True)
-            refused.append(Refusal(_written(reference), f"{type(error).__name__}: {error}"))
+            log.debug("%s", reference, exc_info=True)
+            refused.append(Refusal(reference, f"{type(error).__name__}: {error}"))
     return Models(live, refused)
 
 
-def _open(reference: str | Reference, taken: set[str], threads: int) -> LiveModel:
-    found = resolve(reference) if isinstance(reference, str) else reference
+def _open(reference: str, taken: set[str], threads: int) -> LiveModel:
+    found = resolve(reference)
     name = _free_name(found, taken)
     loaded = bundle.load(found.path)
     loaded.check_golden()
@@ -156,12 +156,6 @@ def _free_name(found: Reference, taken: set[str]) -> str:
     if free is None:
         raise SeqappError(f"a model called {full!r} is live already; rename one of the two directories")
     return free
-
-
-def _written(reference: str | Reference) -> str:
-    if isinstance(reference, str):
-        return reference
-    return f"{reference.name}@{reference.alias}" if reference.alias else reference.name
 
 
 def _is_figure(value: Any) -> bool:

@@ -41,6 +41,7 @@ class Tokenizer:
 
     def __init__(self, core: hf.Tokenizer, trainer: Any = None) -> None:
         self.core = core
+        core.encode_special_tokens = True  # "<pad>" written in a text is text
         self._trainer = trainer
 
     @property
@@ -57,7 +58,7 @@ class Tokenizer:
         if self._trainer is None:
             raise ValueError("this tokenizer is fitted already")
         try:
-            self.core.train_from_iterator((_clean(text) for text in texts), trainer=self._trainer)
+            self.core.train_from_iterator((clean(text) for text in texts), trainer=self._trainer)
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"no vocabulary can be made of the training texts: {error}") from None
         self._trainer = None
@@ -66,12 +67,12 @@ class Tokenizer:
                             f"max_vocabulary is not above {len(SPECIALS)}, or min_frequency is too high")  # fmt: skip
 
     def encode(self, text: str) -> Encoded:
-        encoding = self.core.encode(_clean(text), add_special_tokens=False)
+        encoding = self.core.encode(clean(text), add_special_tokens=False)
         return Encoded(encoding.ids, encoding.offsets)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
         """As :meth:`encode` for many texts, on all cores."""
-        encodings = self.core.encode_batch([_clean(text) for text in texts], add_special_tokens=False)
+        encodings = self.core.encode_batch([clean(text) for text in texts], add_special_tokens=False)
         return [Encoded(encoding.ids, encoding.offsets) for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -170,12 +171,16 @@ def subword(
             vocab_size=max_vocabulary, special_tokens=SPECIALS, unk_token=SPECIALS[UNK], show_progress=False
         )
     core.normalizer = _normalizer(lowercase)
-    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    # "<" stands alone, or "<pad>" in a text would be one piece: the unigram model holds the special tokens as pieces.
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Split("<", behavior="isolated")]
+    )
     core.decoder = decoders.Metaspace()
     return Tokenizer(core, trainer)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
+    """``text`` with each lone surrogate as "?", every offset unchanged."""
     # A lone surrogate, which JSON and surrogateescape can produce, has no UTF-8 form and would stop the library.
     return text.encode("utf-8", "replace").decode("utf-8") if any("\ud800" <= c <= "\udfff" for c in text) else text
 

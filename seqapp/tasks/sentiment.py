@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from seqapp.data.batching import cut_by_tokens, pad
 from seqapp.data.splits import LabelledText
 from seqapp.data.tables import read_labelled
-from seqapp.data.tokenizers import TOKENIZERS, Encoded, Tokenizer
+from seqapp.data.tokenizers import TOKENIZERS, Encoded, Tokenizer, clean
 from seqapp.data.vocabulary import Vocabulary
 from seqapp.errors import BundleError, DataError
 from seqapp.metrics import Confusion, Metric, Ratio
@@ -216,12 +216,13 @@ class Sentiment(Task[LabelledText, Item]):
         ids, lengths = pad([row.ids])
         device = model.embedding.weight.device
         with torch.enable_grad():
-            vectors = model.embedding(ids.to(device)).detach().requires_grad_()
+            vectors = model.embed(ids.to(device)).detach().requires_grad_()
             logits = model.head.logits(model.features(vectors, lengths.to(device)))[0]
             others = torch.cat([logits[:label], logits[label + 1 :]])
             (gradient,) = torch.autograd.grad(logits[label] - others.logsumexp(0), vectors)
         weights = (gradient * vectors).sum(-1)[0].tolist()
+        shown = clean(text)
         return [
-            TokenWeight(text=text[start:end], start=start, end=end, weight=weight)
+            TokenWeight(text=shown[start:end], start=start, end=end, weight=weight)
             for (start, end), weight in zip(row.offsets, weights, strict=True)
         ]

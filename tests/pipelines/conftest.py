@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 import mlflow
 import pytest
 import torch
+from sqlalchemy import Engine, event
 
 from tests.pipelines.worlds import Done, Said, World, git, texts, write_csv
-
 
 FOREIGN = (
     "ignore:The ``noload`` loader strategy is deprecated",
     "ignore:.*Any type hint is inferred as AnyType",
+    "ignore:Operation with range is deprecated",
 )
 """Warnings of MLflow about itself, which nothing here can mend."""
 
@@ -25,6 +27,12 @@ FOREIGN = (
 def pytest_configure(config: pytest.Config) -> None:
     for line in FOREIGN:
         config.addinivalue_line("filterwarnings", line)
+
+
+@event.listens_for(Engine, "connect")
+def _no_fsync(connection: Any, _: Any) -> None:
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous=OFF")
 
 
 @pytest.fixture(scope="session", autouse=True)

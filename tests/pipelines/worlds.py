@@ -77,6 +77,9 @@ class World:
     def enter(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", self.uri)
         monkeypatch.chdir(self.path)
+        # MLflow remembers the last store it was told of, and prefers it to the environment.
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
 
     def config(self, name: str = "tiny.yaml", text: str = CONFIG) -> Path:
         (self.path / name).write_text(text, encoding="utf-8")

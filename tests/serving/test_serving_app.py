@@ -58,7 +58,7 @@ def test_a_fitting_request_id_comes_back(client: TestClient, given: str) -> None
 
 @pytest.mark.parametrize("given", [b"", b"a b", b"x" * 129, b"caf\xe9", b"a\tb"])
 def test_any_other_request_id_is_replaced(client: TestClient, given: bytes) -> None:
-    ids = {client.get("/livez", headers={"X-Request-Id": given}).headers["X-Request-Id"] for _ in range(2)}
+    ids = {client.get("/livez", headers={b"X-Request-Id": given}).headers["X-Request-Id"] for _ in range(2)}
     assert len(ids) == 2
     assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids)
 

@@ -45,7 +45,7 @@ def test_an_unforeseen_failure_is_a_refusal_too(make_bundle: MakeBundle, monkeyp
     def fail(path: Path) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(models.bundle, "load", fail)
+    monkeypatch.setattr("seqapp.bundle.load", fail)
     live = go_live([str(make_bundle())], threads=1)
     assert len(live) == 0
     assert live.refused[0].reason == "ZeroDivisionError: oops"
@@ -71,8 +71,12 @@ def test_champions_are_the_default_in_the_order_of_the_registry(
     make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_bundle()
-    found = [Reference(path, "newest", "3", "champion"), Reference(path, "older", "1", "champion")]
-    monkeypatch.setattr(models, "champions", lambda: found)
+    known = {
+        "newest@champion": Reference(path, "newest", "3", "champion"),
+        "older@champion": Reference(path, "older", "1", "champion"),
+    }
+    monkeypatch.setattr(models, "champions", lambda: list(known))
+    monkeypatch.setattr(models, "resolve", lambda reference: known[reference])
     live = go_live(threads=1)
     assert [model.id for model in live] == ["newest", "older"]
     assert live.find("sentiment").id == "newest"
@@ -94,7 +98,7 @@ def test_two_versions_of_one_registered_model(make_bundle: MakeBundle, monkeypat
 
 
 def test_an_empty_registry_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none() -> list[Reference]:
+    def none() -> list[str]:
         raise ReferenceNotFound("the registry holds no champion")
 
     monkeypatch.setattr(models, "champions", none)

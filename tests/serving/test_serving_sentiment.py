@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -91,19 +92,33 @@ def test_parallel_requests_get_their_own_answers(client: TestClient) -> None:
     assert answers == [alone[text] for text in texts]
 
 
-def test_a_caller_that_leaves_is_no_error_and_the_next_is_answered(tiny: Path) -> None:
-    engine = Engine(bundle.load(tiny), threads=1)
+def test_a_caller_that_leaves_is_no_error_and_the_next_is_answered(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = bundle.load(tiny)
+    began, go_on = threading.Event(), threading.Event()
+    asked: list[str] = []
+    predict = loaded.task.predict
+
+    def slow(model: object, inputs: list[SentimentInput]) -> list[object]:
+        asked.extend(given.text for given in inputs)
+        began.set()
+        assert go_on.wait(10)
+        return predict(model, inputs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loaded.task, "predict", slow)
+    engine = Engine(loaded, threads=1)
 
     async def leave_then_ask() -> int:
-        gone = [asyncio.create_task(engine.predict([SentimentInput(text="good " * 5000)])) for _ in range(3)]
-        await asyncio.sleep(0.01)
+        gone = [asyncio.create_task(engine.predict([SentimentInput(text=text)])) for text in ("good", "bad")]
+        await asyncio.to_thread(began.wait, 10)
         for task in gone:
             task.cancel()
-        answer = await engine.predict([SentimentInput(text="good")])
+        await asyncio.wait(gone)
         assert all(task.cancelled() for task in gone)
-        return len(answer.outputs)
+        go_on.set()
+        return len((await engine.predict([SentimentInput(text="soup")])).outputs)
 
     assert asyncio.run(leave_then_ask()) == 1
+    assert asked == ["good", "soup"]
     engine.close()
 
 
