@@ -11,12 +11,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from pipelines.optim import AdamWByRow
 from seqapp import metrics
 from seqapp.errors import SeqappError
 from seqapp.metrics import Metric
+from seqapp.nn.embedding import NgramEmbedding
 from seqapp.tasks import Task
 
 ParamList = tuple[Tensor, ...] | list[Tensor]
@@ -116,12 +118,7 @@ class Learner(pl.LightningModule):
         self.log(name, scores[name], prog_bar=True, logger=False)
 
     def configure_optimizers(self) -> Any:
-        spared = {id(p) for module in self.model.modules() if isinstance(module, nn.Embedding)
-                  for p in module.parameters()}  # fmt: skip
-        decayed = [p for p in self.model.parameters() if p.dim() >= 2 and id(p) not in spared]
-        rest = [p for p in self.model.parameters() if p.dim() < 2 or id(p) in spared]
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        optimizer = AdamW([group for group in groups if group["params"]], lr=self.learning_rate, fused=True)
+        optimizer = build_optimizer(self.model, self.learning_rate, self.weight_decay)
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, lambda step: rate_at(step, total, self.schedule, self.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -129,6 +126,18 @@ class Learner(pl.LightningModule):
     def _log(self, scores: dict[str, float]) -> None:
         # MLflow's step is the epoch, so that curves of runs with other batch sizes lie over each other.
         self.log_dict({**scores, "step": float(self.current_epoch)}, batch_size=1)
+
+
+def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> AdamWByRow:
+    """AdamW over three groups: matrices, which decay; biases and norms, which do not; tables of embeddings, by row."""
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding | NgramEmbedding)]
+    rest = [p for p in model.parameters() if all(p is not table for table in tables)]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+        {"params": tables, "weight_decay": 0.0, "by_row": True, "betas": (0.9, 0.99)},
+    ]
+    return AdamWByRow([group for group in groups if group["params"]], lr=learning_rate, fused=True)
 
 
 def rate_at(step: int, total: int, schedule: str, warmup: float) -> float:

@@ -6,9 +6,11 @@ reference is not a directory (docs/decisions/0002-one-place-resolves-a-model-ref
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
+import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,8 +85,12 @@ def connect(*, create: bool = True) -> Any:
 
 
 def _knock(uri: str) -> None:
-    """Find out at once whether anybody listens, where MLflow would try again and again."""
+    """Find out at once whether anybody listens, where MLflow would try again for up to two minutes."""
     parts = urlsplit(uri)
+    file = uri.removeprefix("sqlite:///")
+    if file != uri and Path(file).exists():
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            database.execute("PRAGMA schema_version")
     if parts.scheme in ("http", "https") and parts.hostname and not getproxies().get(parts.scheme):
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
         socket.create_connection((parts.hostname, port), timeout=5).close()

@@ -198,8 +198,8 @@ class Sentiment(Task[LabelledText, Item]):
 
     def _encode_texts(self, texts: Sequence[str]) -> list[Encoded]:
         encoded = self.tokenizer.encode_batch(texts)
-        for index, row in enumerate(encoded):
-            if not row.ids:
+        for index, (row, text) in enumerate(zip(encoded, texts, strict=True)):
+            if not row.ids or not text.strip():
                 raise InputError(index, "the text is empty: it holds no word, digit or mark")
         if self.max_tokens is None:
             return encoded

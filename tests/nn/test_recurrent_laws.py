@@ -345,6 +345,10 @@ def test_dropout_of_a_stack_spares_the_first_input_and_the_recurrent_path() -> N
     loud, carry = stack.train()(x)
     assert not torch.allclose(loud, quiet)
     close(carry[0], below(x)[1])
+    start = stack.initial_carry(B, x)
+    steps = [stack.step(start, x[:, 0]) for _ in range(2)]
+    close(steps[0][0][0], steps[1][0][0])
+    assert not torch.allclose(steps[0][1], steps[1][1]), "a step drops as a whole run does"
     with torch.no_grad():
         for parameter in (top.V, top.b_h):
             parameter.zero_()

@@ -67,29 +67,24 @@ class Cut:
 @pytest.fixture(scope="module")
 def cut(make_world: Callable[[Path], World], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Cut]]:
     """Two trainings with equal choices, side by side; one gets SIGINT, the other SIGKILL."""
-    begun: list[tuple[World, subprocess.Popen[str]]] = []
-    ended = {}
+    begun: dict[str, tuple[World, subprocess.Popen[str]]] = {}
+    sent = {}
     try:
         for name in ("SIGINT", "SIGKILL"):
             world = make_world(tmp_path_factory.mktemp(name))
             write_csv(world.path / "data.csv", ROWS)
-            begun.append((world, start(world)))
-        for (world, process), name in zip(begun, ("SIGINT", "SIGKILL"), strict=True):
+            begun[name] = (world, start(world))
+        for name, (world, process) in begun.items():
             wait_for_an_epoch(world, process)
-            began = time.monotonic()
             process.send_signal(getattr(signal, name))
-            if name == "SIGKILL":
-                out, err = process.communicate()
-            else:
-                # Both were begun together: the other one must not get through while this one ends.
-                out, err = "", ""
-            ended[name] = Cut(world, Said(process.returncode or 0, out, err), began)
-        world, process = begun[0]
-        out, err = process.communicate(timeout=60)
-        seconds = time.monotonic() - ended["SIGINT"].seconds
-        yield {**ended, "SIGINT": Cut(world, Said(process.returncode, out, err), seconds)}
+            sent[name] = time.monotonic()
+        ended = {}
+        for name, (world, process) in begun.items():
+            out, err = process.communicate(timeout=60)
+            ended[name] = Cut(world, Said(process.returncode, out, err), time.monotonic() - sent[name])
+        yield ended
     finally:
-        for _, process in begun:
+        for _, process in begun.values():
             process.kill()
             process.communicate()
 

@@ -99,7 +99,9 @@ class World:
 
     def environment(self) -> Mapping[str, str]:
         root = str(Path(__file__).parents[2])
-        return {**os.environ, "MLFLOW_TRACKING_URI": self.uri, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+        # As in an activated environment: MLflow looks for uvicorn on the path.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": self.uri, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
 
 
 def steady(history: Mapping[str, Any]) -> dict[str, Any]:

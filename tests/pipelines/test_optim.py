@@ -1,0 +1,80 @@
+"""The optimiser that moves only the rows a batch has used."""
+
+import torch
+from torch import nn
+from torch.optim import AdamW, SparseAdam
+
+from pipelines.module import build_optimizer, running_average
+from pipelines.optim import AdamWByRow
+from seqapp.models.classifier import build_classifier
+
+
+def test_rows_move_as_in_sparse_adam() -> None:
+    torch.manual_seed(0)
+    ours, theirs = nn.Embedding(6, 3), nn.Embedding(6, 3, sparse=True)
+    theirs.load_state_dict(ours.state_dict())
+    first = AdamWByRow([{"params": list(ours.parameters()), "by_row": True, "weight_decay": 0.0}], lr=0.1)
+    second = SparseAdam(theirs.parameters(), lr=0.1)
+    for step in range(12):
+        ids = torch.tensor([step % 3, (2 * step) % 5])
+        for table, optimizer in ((ours, first), (theirs, second)):
+            optimizer.zero_grad()
+            (table(ids) * (step + 1)).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+
+
+def test_untouched_rows_keep_still_where_adam_moves_on() -> None:
+    moved = {}
+    for kind in (AdamW, AdamWByRow):
+        table = nn.Embedding(4, 2)
+        nn.init.ones_(table.weight)
+        optimizer = kind([{"params": list(table.parameters()), "by_row": True, "weight_decay": 0.0}], lr=0.1)
+        table(torch.tensor([2])).sum().backward()
+        optimizer.step()
+        after = table.weight.detach().clone()
+        optimizer.zero_grad()
+        table(torch.tensor([1])).sum().backward()
+        optimizer.step()
+        moved[kind] = float((table.weight[2] - after[2]).abs().sum())
+        assert torch.equal(table.weight[3], torch.ones(2))
+    assert moved[AdamWByRow] == 0
+    assert moved[AdamW] > 0.01
+
+
+def test_other_groups_are_adamw() -> None:
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
+    theirs.load_state_dict(ours.state_dict())
+    first, second = (AdamWByRow(ours.parameters(), lr=0.1), AdamW(theirs.parameters(), lr=0.1))
+    for step in range(5):
+        x = torch.randn(4, 3)
+        for layer, optimizer in ((ours, first), (theirs, second)):
+            optimizer.zero_grad()
+            (layer(x) * (step + 1)).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+
+
+def test_decay_spares_biases_and_tables() -> None:
+    model = build_classifier(20, 2, encoder={"kind": "lstm", "hidden_size": 4}, embedding_size=6, ngrams=2)
+    groups = build_optimizer(model, 1e-3, 0.5).param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] > 0 for p in group["params"]}
+    by_row = {id(p) for group in groups if group.get("by_row") for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        table = name in ("embedding.weight", "ngrams.weight")
+        assert (id(parameter) in by_row) == table, name
+        assert (id(parameter) in decayed) == (parameter.dim() >= 2 and not table), name
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def test_running_average_rises_to_its_decay() -> None:
+    update = running_average(0.5)
+    average, weight = [torch.zeros(1)], [torch.ones(1)]
+    update(average, weight, 0)
+    assert average[0].item() == torch.tensor(0.9).item()
+    for count in range(1, 200):
+        update(average, weight, count)
+    average = [torch.zeros(1)]
+    update(average, weight, 1000)
+    assert average[0].item() == 0.5
