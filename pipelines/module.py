@@ -18,7 +18,7 @@ from pipelines.optim import AdamWByRow
 from seqapp import metrics
 from seqapp.errors import SeqappError
 from seqapp.metrics import Metric
-from seqapp.nn.embedding import NgramEmbedding
+from seqapp.nn.ngrams import NgramBag
 from seqapp.tasks import Task
 
 ParamList = tuple[Tensor, ...] | list[Tensor]
@@ -130,7 +130,7 @@ class Learner(pl.LightningModule):
 
 def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> AdamWByRow:
     """AdamW over three groups: matrices, which decay; biases and norms, which do not; tables of embeddings, by row."""
-    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding | NgramEmbedding)]
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding | NgramBag)]
     rest = [p for p in model.parameters() if all(p is not table for table in tables)]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay},

@@ -14,11 +14,11 @@ from seqapp.data.tokenizers import PAD, UNK
 from seqapp.models.registry import MODELS
 from seqapp.nn import cells  # noqa: F401  (registers the networks by name)
 from seqapp.nn.dropout import TokenDropout
-from seqapp.nn.embedding import NgramEmbedding
 from seqapp.nn.heads import HEADS, Head
+from seqapp.nn.ngrams import NgramBag
 from seqapp.nn.pooling import POOLING, Pooling
 from seqapp.nn.recurrent import ENCODERS, Encoder, valid_mask
-from seqapp.registry import NonNegative, Probability, Size, Spec
+from seqapp.registry import Count, NonNegative, Probability, Size, Spec
 
 
 class Classifier(nn.Module):
@@ -28,8 +28,8 @@ class Classifier(nn.Module):
         embedding: ids -> vectors of the encoder's input size.
         encoder: reads the row; causal or both ways.
         pooling: takes the encoder's outputs.
-        head: takes the pooled vector.
-        ngrams: vectors of n-grams, put beside those of the tokens.
+        head: takes the pooled vector, and the bag's beside it.
+        bag: reads n-grams, past the encoder.
         token_dropout: probability that a token is read as unknown in training.
         embedding_dropout: share of embedding values dropped in training.
         dropout: share of pooled values dropped in training.
@@ -46,22 +46,22 @@ class Classifier(nn.Module):
         pooling: Pooling,
         head: Head,
         *,
-        ngrams: NgramEmbedding | None = None,
+        bag: NgramBag | None = None,
         token_dropout: Probability = 0.0,
         embedding_dropout: Probability = 0.0,
         dropout: Probability = 0.0,
         adversarial: NonNegative = 0.0,
     ) -> None:
         super().__init__()
-        size = embedding.embedding_dim + (ngrams.size if ngrams else 0)
-        if size != encoder.input_size:
-            raise ValueError(f"the embeddings give {size} values, the encoder takes {encoder.input_size}")
+        if embedding.embedding_dim != encoder.input_size:
+            raise ValueError(f"the embedding gives {embedding.embedding_dim} values, the encoder takes "
+                             f"{encoder.input_size}")  # fmt: skip
         if pooling.reads_last and not encoder.has_last:
             raise ValueError("pooling: last needs an encoder whose directions stay apart; a birnn with merge: concat, "
                              "or pooling: max, mean or attention fits")  # fmt: skip
         self.token_dropout = TokenDropout(token_dropout, unk=UNK, pad=PAD)
         self.embedding = embedding
-        self.ngrams = ngrams
+        self.bag = bag
         self.embedding_dropout = nn.Dropout(embedding_dropout)
         self.encoder, self.pooling = encoder, pooling
         self.dropout = nn.Dropout(dropout)
@@ -70,7 +70,7 @@ class Classifier(nn.Module):
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """ids (B, T), lengths (B,) -> logits (B, C)."""
-        return self.head.logits(self.features(self.embed(ids), lengths))
+        return self.head.logits(self.features(self.embed(ids), ids, lengths))
 
     def loss(self, ids: Tensor, lengths: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mean training loss, and the logits (B, C) it was computed at.
@@ -80,7 +80,7 @@ class Classifier(nn.Module):
         growing embeddings cannot outrun it).
         """
         vectors = self.embed(ids)
-        features = self.features(vectors, lengths)
+        features = self.features(vectors, ids, lengths)
         loss, logits = self.head.loss(features, targets), self.head.logits(features)
         if not self.training or self.adversarial == 0:
             return loss, logits
@@ -90,25 +90,21 @@ class Classifier(nn.Module):
             size = self.adversarial * (vectors * inside).flatten(1).norm(dim=1)
             scale = size / gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
             change = gradient * scale[:, None, None]
-        worst = self.head.loss(self.features(vectors + change, lengths), targets)
+        worst = self.head.loss(self.features(vectors + change, ids, lengths), targets)
         return (loss + worst) / 2, logits
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (B, T) -> (B, T, E)."""
-        ids = self.token_dropout(ids)
-        vectors = self.embedding(ids)
-        if self.ngrams is not None:
-            vectors = torch.cat([vectors, self.ngrams(ids)], -1)
-        dropped: Tensor = self.embedding_dropout(vectors)
-        return dropped
+        vectors: Tensor = self.embedding_dropout(self.embedding(self.token_dropout(ids)))
+        return vectors
 
-    def features(self, vectors: Tensor, lengths: Tensor) -> Tensor:
-        """Embedded rows (B, T, E) -> what the head sees (B, P)."""
+    def features(self, vectors: Tensor, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Embedded rows (B, T, E) and their ids (B, T) -> what the head sees (B, P)."""
         y, _ = self.encoder(vectors, lengths)
         last = self.encoder.last(y, lengths) if self.pooling.reads_last else None
         pooled: Tensor = self.pooling(y, valid_mask(lengths, y.shape[1]), last)
-        dropped: Tensor = self.dropout(pooled)
-        return dropped
+        pooled = self.dropout(pooled)
+        return pooled if self.bag is None else torch.cat([pooled, self.bag(ids, lengths)], -1)
 
 
 @MODELS.register("classifier")
@@ -120,10 +116,10 @@ def build_classifier(
     embedding_size: Size = 128,
     pooling: Annotated[Spec, POOLING] = {"kind": "max"},  # noqa: B006  (copied before use)
     head: Annotated[Spec, HEADS] = {"kind": "full"},  # noqa: B006
-    ngrams: Size = 1,
-    ngram_size: Size = 32,
-    ngram_buckets: Size = 131_072,
-    ngram_dropout: Probability = 0.0,
+    bag_ngrams: Count = 0,
+    bag_size: Size = 8,
+    bag_buckets: Size = 524_288,
+    bag_dropout: Probability = 0.0,
     token_dropout: Probability = 0.0,
     embedding_dropout: Probability = 0.0,
     dropout: Probability = 0.0,
@@ -136,10 +132,10 @@ def build_classifier(
         embedding_size: E, values per token.
         pooling: how one vector is made of one per position.
         head: the softmax and its loss.
-        ngrams: the longest run of tokens that has a vector of its own beside its tokens'; 1 for none.
-        ngram_size: values per n-gram.
-        ngram_buckets: vectors that all n-grams share by hashing.
-        ngram_dropout: probability that an n-gram is left out in training.
+        bag_ngrams: longest run of tokens in a bag of n-grams beside the encoder; 0 for no bag.
+        bag_size: values per n-gram of the bag.
+        bag_buckets: vectors that all n-grams of the bag share by hashing.
+        bag_dropout: probability that an n-gram of the bag is left out in training.
         token_dropout: probability that a token is read as unknown in training.
         embedding_dropout: share of embedding values dropped in training.
         dropout: share of pooled values dropped in training.
@@ -150,17 +146,17 @@ def build_classifier(
     with torch.no_grad():
         embedding.weight.normal_(0, 0.1)
         embedding.weight[PAD] = 0
-    runs = None
-    if ngrams > 1:
-        runs = NgramEmbedding(ngrams, ngram_size, buckets=ngram_buckets, dropout=ngram_dropout, unk=UNK)
-    reader = ENCODERS.build(encoder, input_size=embedding_size + (ngram_size if runs else 0))
+    reader = ENCODERS.build(encoder, input_size=embedding_size)
     pool = POOLING.build(pooling, size=reader.output_size)
+    bag = None
+    if bag_ngrams:
+        bag = NgramBag(bag_ngrams, bag_size, buckets=bag_buckets, dropout=bag_dropout, unk=UNK)
     return Classifier(
         embedding,
         reader,
         pool,
-        HEADS.build(head, input_size=pool.output_size, classes=classes),
-        ngrams=runs,
+        HEADS.build(head, input_size=pool.output_size + (bag.size if bag else 0), classes=classes),
+        bag=bag,
         token_dropout=token_dropout,
         embedding_dropout=embedding_dropout,
         dropout=dropout,

@@ -216,8 +216,9 @@ class Sentiment(Task[LabelledText, Item]):
         ids, lengths = pad([row.ids])
         device = model.embedding.weight.device
         with torch.enable_grad():
-            vectors = model.embed(ids.to(device)).detach().requires_grad_()
-            logits = model.head.logits(model.features(vectors, lengths.to(device)))[0]
+            ids = ids.to(device)
+            vectors = model.embed(ids).detach().requires_grad_()
+            logits = model.head.logits(model.features(vectors, ids, lengths.to(device)))[0]
             others = torch.cat([logits[:label], logits[label + 1 :]])
             (gradient,) = torch.autograd.grad(logits[label] - others.logsumexp(0), vectors)
         weights = (gradient * vectors).sum(-1)[0].tolist()
