@@ -137,7 +137,7 @@ def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float)
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
         {"params": tables, "weight_decay": 0.0, "by_row": True, "betas": (0.9, 0.99)},
     ]
-    return AdamWByRow([group for group in groups if group["params"]], lr=learning_rate, fused=True)
+    return AdamWByRow([group for group in groups if group["params"]], lr=learning_rate)
 
 
 def rate_at(step: int, total: int, schedule: str, warmup: float) -> float:
