@@ -176,3 +176,9 @@ def test_every_epoch_sees_every_row_once_and_is_validated(
     history = world.history(trained.run_id)
     assert [step for step, _ in history["validation/accuracy"]] == [0, 1, 2, 3]
     assert all(value < 60 for _, value in history["train/seconds"])
+
+
+def test_mixed_precision_clips_averages_and_learns(world: World) -> None:
+    trained = world.train("train.precision=bf16-mixed", "train.clip_norm=0.5", "train.average=0.9", "train.epochs=2")
+    series = world.client.get_metric_history(trained.run_id, "train/nll")
+    assert series[1].value < series[0].value
