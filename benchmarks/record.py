@@ -11,13 +11,14 @@ from typing import Any
 from pipelines.tracking import machine, source_tags
 
 RESULTS = Path(__file__).parent / "results"
+SOURCE = source_tags()  # when the measuring starts, not when it ends
 
 
 def write(name: str, figures: dict[str, Any]) -> Path:
     """``figures`` as benchmarks/results/NAME.json, with where they come from."""
     command = " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    record = {"command": command, "date": date, "source": source_tags(), "machine": machine(), **figures}
+    record = {"command": command, "date": date, "source": SOURCE, "machine": machine(), **figures}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

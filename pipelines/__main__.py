@@ -111,7 +111,7 @@ def predict(
 
     A row that cannot be answered becomes a line with "error", and the exit status is 1 at the end.
     """
-    from pipelines import run
+    from pipelines.predict import predict_file
     from seqapp import bundle
     from seqapp.references import resolve
 
@@ -121,7 +121,7 @@ def predict(
                    disable=quiet or not sys.stderr.isatty() or sys.stdout.isatty())  # fmt: skip
     with bar:
         task = bar.add_task("", total=None)
-        for record in run.predict_file(loaded, file, text=text, encoding=encoding):
+        for record in predict_file(loaded, file, text=text, encoding=encoding):
             failed += "error" in record
             print(json.dumps(record, ensure_ascii=False), flush=sys.stdout.isatty())
             bar.advance(task)

@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seqapp.data.rows import Row, read_rows
 from seqapp.data.splits import SOURCES, LabelledText
-from seqapp.data.tables import Row, read_labelled, read_rows, table
+from seqapp.data.tables import read_labelled, table
 from seqapp.errors import ConfigError, DataError, SeqappError
 from seqapp.registry import InvalidOption
 
