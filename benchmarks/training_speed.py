@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from pipelines import process
 from pipelines.data import Data
-from pipelines.module import Learner
+from pipelines.module import Learner, build_optimizer
 from pipelines.options import SECTIONS, Training
 from seqapp import config
 from seqapp.data.batching import pad
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="of one turn")
     arguments = parser.parse_args()
 
+    process.prepare()
     # The same network in both, whatever the config of the day says: one bidirectional LSTM, max pooling.
     resolved = config.load(
         ROOT / CONFIGS[arguments.data],
@@ -138,7 +140,7 @@ def main() -> None:
         raise SystemExit(f"the two models differ by {difference}: nothing to compare")
 
     learner = Learner(task, model, learning_rate=1e-3, schedule="constant", warmup=0, weight_decay=0, seed=1)
-    ours_opt = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    ours_opt = build_optimizer(model, learning_rate=1e-3, weight_decay=0.0)
     plain_opt = torch.optim.Adam(plain.parameters(), lr=1e-3)
     turns = []
     for turn in range(arguments.turns + 1):
