@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from pipelines import process
 from pipelines.data import Data
 from pipelines.module import Learner, build_optimizer
 from pipelines.options import SECTIONS, Training
@@ -116,7 +115,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="of one turn")
     arguments = parser.parse_args()
 
-    process.prepare()
     # The same network in both, whatever the config of the day says: one bidirectional LSTM, max pooling.
     resolved = config.load(
         ROOT / CONFIGS[arguments.data],

@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import MLFlowLogger
 from torch import nn
 
-from pipelines import figures, process, tracking
+from pipelines import figures, tracking
 from pipelines.baselines import BASELINES, BaselineResult, run_baseline
 from pipelines.card import model_card
 from pipelines.data import Data
@@ -80,7 +80,6 @@ def train(
         SeqappError: if the config, the data or the tracking server does not fit.
         Stopped: on Ctrl-C.
     """
-    process.prepare()
     path = Path(path)
     resolved = config.load(path, overrides, sections=SECTIONS)
     options = Training(**resolved["train"])

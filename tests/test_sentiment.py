@@ -115,7 +115,9 @@ def test_explained_weights_are_the_gradient_and_offsets_point_at_the_text(encode
     best = LABELS.index(explained.label)
 
     def log_odds(vectors: Tensor) -> float:
-        chance = exact.head.logits(exact.features(vectors, torch.tensor([ids.shape[1]]))).softmax(1)[0, best].item()
+        chance = (
+            exact.head.logits(exact.features(vectors, ids, torch.tensor([ids.shape[1]]))).softmax(1)[0, best].item()
+        )
         return torch.tensor(chance, dtype=torch.float64).logit().item()
 
     for index, token in enumerate(explained.tokens):
