@@ -368,7 +368,7 @@ def test_a_loss_that_is_not_a_number_fails_the_run_and_says_what_fits(world: Wor
     with pytest.raises(
         SeqappError, match=r"the loss is (nan|-?inf) in epoch \d+, step \d+; a lower train.learning_rate"
     ):
-        world.train("train.learning_rate=1e30", "train.clip_norm=0", "train.schedule=constant", "train.warmup=0")
+        world.train("train.learning_rate=1e37", "train.clip_norm=0", "train.schedule=constant", "train.warmup=0")
     (found,) = world.client.search_runs([world.client.get_experiment_by_name("sentiment").experiment_id])
     assert found.info.status == "FAILED"
     assert list(world.client.search_registered_models()) == []
