@@ -47,7 +47,9 @@ class TokenWeight(BaseModel):
     text: str
     start: int = Field(description="offset of the first character in the text")
     end: int = Field(description="offset after the last character")
-    weight: float = Field(description="gradient times embedding of the log-odds; 0 means no influence")
+    weight: float = Field(
+        description="gradient times embedding of the log-odds, through the encoder; a bag of n-grams beside it is not counted"
+    )
 
 
 class SentimentOutput(BaseModel):
