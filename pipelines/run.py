@@ -229,7 +229,10 @@ def evaluate(loaded: Bundle, path: Path, **columns: Any) -> dict[str, Any]:
     """
     task = loaded.task
     examples = task.read_examples(path, **columns)
-    data = Data(task, Splits(str(path), [], examples), batch_tokens=4096, batch_rows=64, seed=0)
+    try:
+        data = Data(task, Splits(str(path), [], examples), batch_tokens=4096, batch_rows=64, seed=0)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     totals = measure(task, loaded.model, data, data.validation_items)
     scores = metrics.read(totals)
     low, high = metrics.wilson_interval(scores["accuracy"] * len(examples), len(examples))

@@ -48,7 +48,7 @@ class TokenWeight(BaseModel):
     start: int = Field(description="offset of the first character in the text")
     end: int = Field(description="offset after the last character")
     weight: float = Field(
-        description="gradient times embedding of the log-odds, through the encoder; a bag of n-grams beside it is not counted"
+        description="gradient times embedding of the log-odds, through the encoder; a bag beside it is not counted"
     )
 
 
