@@ -30,7 +30,7 @@ from pipelines.tracking import Stopped
 from seqapp import bundle, config, metrics
 from seqapp.bundle import Bundle
 from seqapp.data.splits import SOURCES, Splits
-from seqapp.errors import ConfigError, DataError, SeqappError
+from seqapp.errors import BundleError, ConfigError, DataError, SeqappError
 from seqapp.metrics import Confusion, Metric
 from seqapp.references import connect, tracking_uri
 from seqapp.tasks import TASKS, Task
