@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
+
+RecurrentInit = Literal["orthogonal", "identity", "uniform"]
 
 
 def orthogonal_(weight: Tensor, gates: int = 1) -> Tensor:
@@ -20,3 +24,11 @@ def glorot_(weight: Tensor, gates: int = 1) -> Tensor:
     for block in weight.chunk(gates, 0):
         nn.init.xavier_uniform_(block)
     return weight
+
+
+def recurrent_(weight: Tensor, start: RecurrentInit) -> Tensor:
+    """Fill a recurrent matrix: "orthogonal"; "identity" (Le et al. 2015); or "uniform", by the Glorot rule."""
+    if start == "identity":
+        nn.init.eye_(weight)
+        return weight
+    return orthogonal_(weight) if start == "orthogonal" else glorot_(weight)

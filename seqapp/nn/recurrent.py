@@ -99,14 +99,18 @@ def scan(
         y (B, T, O), zero past each row's length, and the carry at each row's end.
     """
     outputs = []
-    for t in range(x.shape[1]):
-        new, y = step(carry, x[:, t])
+    for t, now in enumerate(x.unbind(1)):
+        new, y = step(carry, now)
         if lengths is not None:
             live = t < lengths
             new, y = select(live, new, carry), select(live, y, torch.zeros_like(y))
         carry = new
         outputs.append(y)
     return torch.stack(outputs, 1), carry
+
+
+class NotFinite(ValueError):
+    """A layer was given NaN or infinity."""
 
 
 class Encoder(nn.Module, ABC):
@@ -130,6 +134,8 @@ class Encoder(nn.Module, ABC):
         name = type(self).__name__
         if x.dim() != 3 or x.shape[2] != self.input_size:
             raise ValueError(f"{name}: x has shape {tuple(x.shape)}; (batch, time, {self.input_size}) fits")
+        if not x.is_floating_point():
+            raise ValueError(f"{name}: x has dtype {x.dtype}; a floating-point one fits")
         if x.shape[1] == 0:
             raise ValueError(f"{name}: x has no time steps; at least one fits")
         if lengths is not None:
@@ -138,6 +144,29 @@ class Encoder(nn.Module, ABC):
             if len(lengths) and (int(lengths.min()) < 1 or int(lengths.max()) > x.shape[1]):
                 raise ValueError(f"{name}: lengths go from {int(lengths.min())} to {int(lengths.max())}; "
                                  f"1 to {x.shape[1]} fits")  # fmt: skip
+
+    def prepare_input(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Checked x with zeros on its padding, and lengths, or None when there is no padding.
+
+        Raises:
+            NotFinite: if a valid position holds NaN or infinity, naming this layer and the place.
+            ValueError: if a shape does not fit.
+        """
+        self.check_input(x, lengths)
+        if lengths is not None:
+            if bool((lengths == x.shape[1]).all()):
+                lengths = None
+            else:
+                x = zero_padding(x, lengths)
+        # The sum is finite unless a value is not or the sum itself overflows: one cheap pass in the usual case.
+        if not bool(x.detach().sum().isfinite()):
+            bad = (~x.isfinite()).nonzero()
+            if len(bad):
+                row, step, unit = bad[0].tolist()
+                value = x[row, step, unit].item()
+                raise NotFinite(f"{type(self).__name__}: x holds {value} in row {row}, step {step}, input {unit} "
+                                "(places count from 0); finite numbers fit")  # fmt: skip
+        return x, lengths
 
 
 class Recurrent(Encoder, Generic[C]):
@@ -171,25 +200,45 @@ class Recurrent(Encoder, Generic[C]):
             y (B, T, O), zero past each row's length, and the carry at each row's end.
 
         Raises:
+            NotFinite: if a valid position holds NaN or infinity.
             ValueError: if a shape does not fit, naming the layer, what came and what fits.
         """
-        self.check_input(x, lengths)
+        x, lengths, carry = self.prepare(x, lengths, carry)
+        return self.unroll(x, lengths, carry)
+
+    def prepare(self, x: Tensor, lengths: Tensor | None, carry: C | None) -> tuple[Tensor, Tensor | None, C]:
+        """Checked input with zeros on its padding, lengths or None when there is no padding, and a carry that fits.
+
+        Raises:
+            NotFinite: if a valid position holds NaN or infinity.
+            ValueError: if a shape does not fit.
+        """
+        x, lengths = self.prepare_input(x, lengths)
         fresh = self.initial_carry(len(x), x)
         if carry is None:
             carry = fresh
         else:
             self._check_carry(carry, fresh)
-        if lengths is not None:
-            if bool((lengths == x.shape[1]).all()):
-                lengths = None
-            else:
-                x = zero_padding(x, lengths)
-        return self.unroll(x, lengths, carry)
+        return x, lengths, carry
 
     def _check_carry(self, carry: C, fresh: C) -> None:
         came, fits = _shapes(carry), _shapes(fresh)
         if came != fits:
             raise ValueError(f"{type(self).__name__}: carry has shape {came}; {fits} fits")
+
+
+class Masked(Recurrent[C]):
+    """A layer whose recurrent signal can be multiplied by a mask (B, ``recurrent_size``), one for a whole row."""
+
+    recurrent_size: int
+
+    @abstractmethod
+    def step(self, carry: C, x: Tensor, mask: Tensor | None = None) -> tuple[C, Tensor]:
+        """One position: carry, x (B, I) -> carry, y (B, O)."""
+
+    @abstractmethod
+    def unroll(self, x: Tensor, lengths: Tensor | None, carry: C, mask: Tensor | None = None) -> tuple[Tensor, C]:
+        """All positions at once, on checked input whose padding is zero."""
 
 
 def _shapes(carry: Carry) -> Any:
@@ -207,30 +256,34 @@ class Stack(Recurrent[tuple[Carry, ...]]):
         layers: from the input upwards; sizes must meet.
         dropout: share of activations dropped between layers in training, never on the recurrent path.
         residual: add a layer's input to its output wherever the sizes are equal.
+        skip_to_output: give the outputs of all layers side by side instead of the last one's (Graves 2013).
 
     Raises:
         ValueError: if there is no layer or two sizes do not meet.
     """
 
-    def __init__(self, layers: Sequence[Recurrent[Any]], *, dropout: Probability = 0.0, residual: bool = False) -> None:
+    def __init__(self, layers: Sequence[Recurrent[Any]], *, dropout: Probability = 0.0, residual: bool = False,
+                 skip_to_output: bool = False) -> None:  # fmt: skip
         super().__init__()
         _check_sizes(layers)
         self.layers = nn.ModuleList(layers)
         self.dropout = nn.Dropout(dropout)
-        self.residual = residual
-        self.input_size, self.output_size = layers[0].input_size, layers[-1].output_size
+        self.residual, self.skip_to_output = residual, skip_to_output
+        sizes = [layer.output_size for layer in layers]
+        self.input_size, self.output_size = layers[0].input_size, sum(sizes) if skip_to_output else sizes[-1]
 
     def initial_carry(self, batch_size: int, like: Tensor) -> tuple[Carry, ...]:
         return tuple(cast(Recurrent[Any], layer).initial_carry(batch_size, like) for layer in self.layers)
 
     def step(self, carry: tuple[Carry, ...], x: Tensor) -> tuple[tuple[Carry, ...], Tensor]:
-        after = []
+        after, outputs = [], []
         for index, layer in enumerate(self.layers):
             below = self.dropout(x) if index else x
             new, y = cast(Recurrent[Any], layer).step(carry[index], below)
             after.append(new)
             x = y + below if self.residual and y.shape == below.shape else y
-        return tuple(after), x
+            outputs.append(x)
+        return tuple(after), torch.cat(outputs, -1) if self.skip_to_output else x
 
     def unroll(self, x: Tensor, lengths: Tensor | None, carry: tuple[Carry, ...]) -> tuple[Tensor, tuple[Carry, ...]]:
         return _run_layers(self, x, lengths, carry)
@@ -243,38 +296,46 @@ class EncoderStack(Encoder):
         layers: from the input upwards; sizes must meet.
         dropout: share of activations dropped between layers in training.
         residual: add a layer's input to its output wherever the sizes are equal.
+        skip_to_output: give the outputs of all layers side by side instead of the last one's (Graves 2013).
 
     Raises:
         ValueError: if there is no layer or two sizes do not meet.
     """
 
-    def __init__(self, layers: Sequence[Encoder], *, dropout: Probability = 0.0, residual: bool = False) -> None:
+    def __init__(self, layers: Sequence[Encoder], *, dropout: Probability = 0.0, residual: bool = False,
+                 skip_to_output: bool = False) -> None:  # fmt: skip
         super().__init__()
         _check_sizes(layers)
         self.layers = nn.ModuleList(layers)
         self.dropout = nn.Dropout(dropout)
-        self.residual = residual
-        self.input_size, self.output_size = layers[0].input_size, layers[-1].output_size
-        self.has_last = layers[-1].has_last
+        self.residual, self.skip_to_output = residual, skip_to_output
+        sizes = [layer.output_size for layer in layers]
+        self.input_size, self.output_size = layers[0].input_size, sum(sizes) if skip_to_output else sizes[-1]
+        self.has_last = all(layer.has_last for layer in (layers if skip_to_output else layers[-1:]))
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, tuple[Carry, ...]]:
-        self.check_input(x, lengths)
-        return _run_layers(self, zero_padding(x, lengths), lengths, None)
+        x, lengths = self.prepare_input(x, lengths)
+        return _run_layers(self, x, lengths, None)
 
     def last(self, y: Tensor, lengths: Tensor | None) -> Tensor:
-        return cast(Encoder, self.layers[-1]).last(y, lengths)
+        layers = [cast(Encoder, layer) for layer in self.layers]
+        if not self.skip_to_output:
+            return layers[-1].last(y, lengths)
+        parts = torch.split(y, [layer.output_size for layer in layers], -1)
+        return torch.cat([layer.last(part, lengths) for layer, part in zip(layers, parts, strict=True)], -1)
 
 
 def _run_layers(
     stack: Stack | EncoderStack, x: Tensor, lengths: Tensor | None, carry: tuple[Carry, ...] | None
 ) -> tuple[Tensor, tuple[Carry, ...]]:
-    after = []
+    after, outputs = [], []
     for index, layer in enumerate(stack.layers):
         below = stack.dropout(x) if index else x
         y, new = layer(below, lengths) if carry is None else layer(below, lengths, carry[index])
         after.append(new)
         x = y + below if stack.residual and y.shape == below.shape else y
-    return x, tuple(after)
+        outputs.append(x)
+    return torch.cat(outputs, -1) if stack.skip_to_output else x, tuple(after)
 
 
 def _check_sizes(layers: Sequence[Encoder]) -> None:
@@ -317,7 +378,7 @@ class Bidirectional(Encoder):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, tuple[Carry, Carry]]:
         """y (B, T, O) and the carries of both directions at the end of their reading."""
-        self.check_input(x, lengths)
+        x, lengths = self.prepare_input(x, lengths)
         y_ahead, carry_ahead = self.ahead(x, lengths)
         y_back, carry_back = self.back(flip(x, lengths), lengths)
         y_back = flip(y_back, lengths)
@@ -336,6 +397,79 @@ class Bidirectional(Encoder):
             raise ValueError(f"the last outputs of a birnn are known only with merge: concat, not {self.merge!r}")
         size = self.ahead.output_size
         return torch.cat([gather(y[..., :size], lengths), y[:, 0, size:]], -1)
+
+
+class Variational(Recurrent[tuple[C, Tensor, Tensor]]):
+    """A layer whose dropout keeps one mask for a whole row, on its input and on its recurrent path.
+
+    Source: Gal & Ghahramani 2016. The carry holds the masks, so a row handed over goes on with its own.
+
+    Args:
+        layer: what is run.
+        input_dropout: probability that a unit of the input is dropped.
+        recurrent_dropout: probability that a unit of the recurrent signal is dropped on its way back into the layer.
+
+    Raises:
+        ValueError: if the layer has no recurrent signal to drop from.
+    """
+
+    def __init__(
+        self, layer: Recurrent[C], *, input_dropout: Probability = 0.0, recurrent_dropout: Probability = 0.0
+    ) -> None:
+        super().__init__()
+        if recurrent_dropout and not isinstance(layer, Masked):
+            raise ValueError(f"{type(layer).__name__} multiplies no recurrent signal by weights, so there is nothing "
+                             "for recurrent_dropout to drop; 0 fits")  # fmt: skip
+        self.layer = layer
+        self.input_size, self.output_size = layer.input_size, layer.output_size
+        self.input_dropout, self.recurrent_dropout = input_dropout, recurrent_dropout
+
+    def initial_carry(self, batch_size: int, like: Tensor) -> tuple[C, Tensor, Tensor]:
+        recurrent_size = self.layer.recurrent_size if isinstance(self.layer, Masked) else 0
+        masks = []
+        for size, p in ((self.input_size, self.input_dropout), (recurrent_size, self.recurrent_dropout)):
+            mask = like.new_ones(batch_size, size)
+            masks.append(mask.bernoulli_(1 - p) / (1 - p) if self.training and p else mask)
+        return self.layer.initial_carry(batch_size, like), masks[0], masks[1]
+
+    def step(self, carry: tuple[C, Tensor, Tensor], x: Tensor) -> tuple[tuple[C, Tensor, Tensor], Tensor]:
+        inner, seen, kept = carry
+        if isinstance(self.layer, Masked):
+            inner, y = self.layer.step(inner, x * seen.detach(), kept.detach())
+        else:
+            inner, y = self.layer.step(inner, x * seen.detach())
+        return (inner, seen, kept), y
+
+    def unroll(
+        self, x: Tensor, lengths: Tensor | None, carry: tuple[C, Tensor, Tensor]
+    ) -> tuple[Tensor, tuple[C, Tensor, Tensor]]:
+        inner, seen, kept = carry
+        x = x * seen.detach()[:, None]
+        # A mask of ones leaves the fused kernel to the layers that have one.
+        if isinstance(self.layer, Masked) and bool((kept != 1).any()):
+            y, inner = self.layer.unroll(x, lengths, inner, kept.detach())
+        else:
+            y, inner = self.layer.unroll(x, lengths, inner)
+        return y, (inner, seen, kept)
+
+
+@RECURRENT.register("variational")
+def build_variational(
+    input_size: int,
+    *,
+    layer: Annotated[Spec, RECURRENT],
+    input_dropout: Probability = 0.0,
+    recurrent_dropout: Probability = 0.0,
+) -> Variational[Any]:
+    """A layer with dropout that keeps one mask for a whole row (Gal & Ghahramani 2016).
+
+    Args:
+        layer: what is run.
+        input_dropout: probability that a unit of the input is dropped.
+        recurrent_dropout: probability that a unit of the recurrent signal is dropped on its way back into the layer.
+    """
+    inner = RECURRENT.build(layer, input_size=input_size)
+    return Variational(inner, input_dropout=input_dropout, recurrent_dropout=recurrent_dropout)
 
 
 @ENCODERS.register("birnn")
@@ -371,6 +505,7 @@ def build_stack(
     layers: list[Annotated[Spec, RECURRENT]],
     dropout: Probability = 0.0,
     residual: bool = False,
+    skip_to_output: bool = False,
 ) -> Stack:
     """Recurrent layers on top of each other.
 
@@ -378,8 +513,11 @@ def build_stack(
         layers: the layers, from the input upwards.
         dropout: share of activations dropped between layers in training.
         residual: add a layer's input to its output wherever the sizes are equal.
+        skip_to_output: give the outputs of all layers side by side instead of the last one's (Graves 2013).
     """
-    return Stack(_build_layers(RECURRENT, layers, input_size), dropout=dropout, residual=residual)
+    return Stack(
+        _build_layers(RECURRENT, layers, input_size), dropout=dropout, residual=residual, skip_to_output=skip_to_output
+    )
 
 
 @ENCODERS.register("stack")
@@ -389,6 +527,7 @@ def build_encoder_stack(
     layers: list[Annotated[Spec, ENCODERS]],
     dropout: Probability = 0.0,
     residual: bool = False,
+    skip_to_output: bool = False,
 ) -> Encoder:
     """Layers on top of each other, any of which may read both ways.
 
@@ -396,8 +535,9 @@ def build_encoder_stack(
         layers: the layers, from the input upwards.
         dropout: share of activations dropped between layers in training.
         residual: add a layer's input to its output wherever the sizes are equal.
+        skip_to_output: give the outputs of all layers side by side instead of the last one's (Graves 2013).
     """
     built = _build_layers(ENCODERS, layers, input_size)
     if all(isinstance(layer, Recurrent) for layer in built):
-        return Stack(built, dropout=dropout, residual=residual)
-    return EncoderStack(built, dropout=dropout, residual=residual)
+        return Stack(built, dropout=dropout, residual=residual, skip_to_output=skip_to_output)
+    return EncoderStack(built, dropout=dropout, residual=residual, skip_to_output=skip_to_output)
