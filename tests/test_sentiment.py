@@ -22,6 +22,7 @@ from seqapp.data.splits import LabelledText
 from seqapp.data.tokenizers import PAD, UNK
 from seqapp.errors import BundleError, ConfigError, DataError
 from seqapp.models.classifier import Classifier
+from seqapp.nn.recurrent import RECURRENT
 from seqapp.tasks import TASKS, InputError
 from seqapp.tasks.sentiment import Item, Sentiment, SentimentInput, SentimentOutput
 
@@ -317,3 +318,62 @@ def test_a_toy_language_is_learned_over_a_distance_of_thirty() -> None:
     answers = task.predict(model.eval(), [task.as_input(example) for example in held_out])
     wrong = [example for example, answer in zip(held_out, answers, strict=True) if answer.label != example.label]
     assert not wrong
+
+
+NEEDS_MORE = {
+    "stack": {"layers": [{"kind": "elman", "hidden_size": 6}]},
+    "variational": {"layer": {"kind": "elman", "hidden_size": 6}, "recurrent_dropout": 0.2},
+}
+
+
+@pytest.mark.parametrize("kind", sorted(RECURRENT))
+def test_one_word_of_the_config_puts_any_network_in_the_place_of_another(kind: str) -> None:
+    spec = {"kind": "classifier", "encoder": {"kind": kind, **NEEDS_MORE.get(kind, {"hidden_size": 6})}}
+    model = TASK.build_model(spec)
+    loss, _ = TASK.loss(
+        model, TASK.collate(TASK.encode([LabelledText("good bad", "positive"), LabelledText("bad", "negative")]))
+    )
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    both = TASK.predict(model.eval(), [SentimentInput(text="good bad good"), SentimentInput(text="bad")])
+    assert both[0].score == pytest.approx(TASK.predict(model, [SentimentInput(text="good bad good")])[0].score)
+
+
+def test_one_hot_input_learns_what_an_embedding_of_unit_vectors_would() -> None:
+    spec = {
+        "kind": "classifier",
+        "embedding_size": None,
+        "encoder": {"kind": "gru", "hidden_size": 4},
+        "adversarial": 0.1,
+    }
+    model = TASK.build_model(spec)
+    assert isinstance(model, Classifier)
+    size = TASK.sizes()["vocabulary_size"]
+    assert model.encoder.input_size == size
+    assert not any("embedding" in name for name in model.state_dict())
+    batch = TASK.collate(TASK.encode([LabelledText("good bad", "positive"), LabelledText("bad", "negative")]))
+    vectors = model.embed(batch.ids)
+    assert vectors.sum().item() == batch.lengths.sum().item()
+    assert torch.equal(vectors.argmax(-1) * (batch.ids != PAD), batch.ids)
+    loss, _ = TASK.loss(model, batch)
+    loss.backward()
+    assert model.encoder.V.grad is not None
+    (answer,) = TASK.predict(model.eval(), [SentimentInput(text="good", explain=True)])
+    assert answer.tokens is not None
+
+
+def test_replicated_targets_are_the_mean_over_positions_beside_the_end() -> None:
+    spec = {"kind": "classifier", "encoder": {"kind": "lstm", "hidden_size": 4}, "pooling": {"kind": "last"}}
+    model = TASK.build_model({**spec, "replicate": 0.25})
+    assert isinstance(model, Classifier)
+    batch = TASK.collate(TASK.encode([LabelledText("good bad good", "positive"), LabelledText("bad", "negative")]))
+    y, _ = model.encoder(model.embed(batch.ids), batch.lengths)
+    logits = model.head.logits(y)
+    good, bad = batch.targets.tolist()
+    nll = -logits.log_softmax(-1)
+    end = (nll[0, 2, good] + nll[1, 0, bad]) / 2
+    every = (nll[0, :, good].sum() + nll[1, 0, bad]) / 4
+    torch.testing.assert_close(model.loss(*batch)[0], 0.75 * end + 0.25 * every)
+    torch.testing.assert_close(model.eval().loss(*batch)[0], end)
+    with pytest.raises(ConfigError, match="pooling: last without a bag fits"):
+        TASK.build_model({**spec, "pooling": {"kind": "max"}, "replicate": 0.5})

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from seqapp.data.tokenizers import PAD, UNK
@@ -15,8 +16,9 @@ from seqapp.models.registry import MODELS
 from seqapp.nn import cells  # noqa: F401  (registers the networks by name)
 from seqapp.nn.dropout import TokenDropout
 from seqapp.nn.heads import HEADS, Head
+from seqapp.nn.inputs import OneHot
 from seqapp.nn.ngrams import NgramBag
-from seqapp.nn.pooling import POOLING, Pooling
+from seqapp.nn.pooling import POOLING, Last, Pooling
 from seqapp.nn.recurrent import ENCODERS, Encoder, valid_mask
 from seqapp.registry import Count, NonNegative, Probability, Size, Spec
 
@@ -34,6 +36,7 @@ class Classifier(nn.Module):
         embedding_dropout: share of embedding values dropped in training.
         dropout: share of pooled values dropped in training.
         adversarial: size of the worst change of the embedded row, relative to its norm, that training also learns from.
+        replicate: share of the training loss that asks for the class at every position instead of at the end.
 
     Raises:
         ValueError: if two sizes do not meet.
@@ -41,7 +44,7 @@ class Classifier(nn.Module):
 
     def __init__(
         self,
-        embedding: nn.Embedding,
+        embedding: nn.Embedding | OneHot,
         encoder: Encoder,
         pooling: Pooling,
         head: Head,
@@ -51,6 +54,7 @@ class Classifier(nn.Module):
         embedding_dropout: Probability = 0.0,
         dropout: Probability = 0.0,
         adversarial: NonNegative = 0.0,
+        replicate: Annotated[float, Field(ge=0, le=1)] = 0.0,
     ) -> None:
         super().__init__()
         if embedding.embedding_dim != encoder.input_size:
@@ -59,6 +63,9 @@ class Classifier(nn.Module):
         if pooling.reads_last and not encoder.has_last:
             raise ValueError("pooling: last needs an encoder whose directions stay apart; a birnn with merge: concat, "
                              "or pooling: max, mean or attention fits")  # fmt: skip
+        if replicate and (bag is not None or not isinstance(pooling, Last)):
+            raise ValueError("replicate asks every position as the last one is asked at the end; pooling: last without "
+                             "a bag fits")  # fmt: skip
         self.token_dropout = TokenDropout(token_dropout, unk=UNK, pad=PAD)
         self.embedding = embedding
         self.bag = bag
@@ -66,7 +73,7 @@ class Classifier(nn.Module):
         self.encoder, self.pooling = encoder, pooling
         self.dropout = nn.Dropout(dropout)
         self.head = head
-        self.adversarial = adversarial
+        self.adversarial, self.replicate = adversarial, replicate
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """ids (B, T), lengths (B,) -> logits (B, C)."""
@@ -77,11 +84,14 @@ class Classifier(nn.Module):
 
         With ``adversarial`` e > 0 the loss in training is the mean of the loss at the embedded rows v and at
         v + e |v| g / |g|, where g is the gradient at v (Miyato et al. 2017, equation 6, made relative to |v| so that
-        growing embeddings cannot outrun it).
+        growing embeddings cannot outrun it). With ``replicate`` r > 0 the loss in training is (1 - r) times the one at
+        the end plus r times the mean over all positions, whose answers are not used otherwise (target replication,
+        Lipton et al. 2016, equation 1).
         """
         vectors = self.embed(ids)
-        features = self.features(vectors, ids, lengths)
-        loss, logits = self.head.loss(features, targets), self.head.logits(features)
+        if self.training and self.adversarial and not vectors.requires_grad:
+            vectors.requires_grad_()  # one-hot vectors, which nothing below learns from
+        loss, logits = self._loss(vectors, ids, lengths, targets)
         if not self.training or self.adversarial == 0:
             return loss, logits
         (gradient,) = torch.autograd.grad(loss, vectors, retain_graph=True)
@@ -90,8 +100,19 @@ class Classifier(nn.Module):
             size = self.adversarial * (vectors * inside).flatten(1).norm(dim=1)
             scale = size / gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
             change = gradient * scale[:, None, None]
-        worst = self.head.loss(self.features(vectors + change, ids, lengths), targets)
+        worst, _ = self._loss(vectors + change, ids, lengths, targets)
         return (loss + worst) / 2, logits
+
+    def _loss(self, vectors: Tensor, ids: Tensor, lengths: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.training or self.replicate == 0:
+            features = self.features(vectors, ids, lengths)
+            return self.head.loss(features, targets), self.head.logits(features)
+        y, _ = self.encoder(vectors, lengths)
+        end = self.dropout(self.encoder.last(y, lengths))
+        inside = valid_mask(lengths, y.shape[1])
+        every = self.head.loss(self.dropout(y[inside]), targets.repeat_interleave(lengths))
+        loss = (1 - self.replicate) * self.head.loss(end, targets) + self.replicate * every
+        return loss, self.head.logits(end)
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (B, T) -> (B, T, E)."""
@@ -113,7 +134,7 @@ def build_classifier(
     classes: int,
     *,
     encoder: Annotated[Spec, ENCODERS],
-    embedding_size: Size = 128,
+    embedding_size: Size | None = 128,
     pooling: Annotated[Spec, POOLING] = {"kind": "max"},  # noqa: B006  (copied before use)
     head: Annotated[Spec, HEADS] = {"kind": "full"},  # noqa: B006
     bag_ngrams: Count = 0,
@@ -124,12 +145,13 @@ def build_classifier(
     embedding_dropout: Probability = 0.0,
     dropout: Probability = 0.0,
     adversarial: NonNegative = 0.0,
+    replicate: Annotated[float, Field(ge=0, le=1)] = 0.0,
 ) -> Classifier:
     """A sequence in, one class out: embed, read, pool, classify.
 
     Args:
         encoder: the recurrent network that reads the text.
-        embedding_size: E, values per token.
+        embedding_size: E, values per token; null feeds one-hot vectors, for small vocabularies such as characters.
         pooling: how one vector is made of one per position.
         head: the softmax and its loss.
         bag_ngrams: longest run of tokens in a bag of n-grams beside the encoder; 0 for no bag.
@@ -141,12 +163,18 @@ def build_classifier(
         dropout: share of pooled values dropped in training.
         adversarial: size of the worst change of the embedded row, relative to its norm, that training also learns
             from; the configs here use 0.03 and 0.04. Costs a second pass in each step; 0 leaves it out.
+        replicate: share of the training loss that asks for the class at every position instead of at the end; with
+            pooling last.
     """
-    embedding = nn.Embedding(vocabulary_size, embedding_size, padding_idx=PAD)
-    with torch.no_grad():
-        embedding.weight.normal_(0, 0.1)
-        embedding.weight[PAD] = 0
-    reader = ENCODERS.build(encoder, input_size=embedding_size)
+    embedding: nn.Embedding | OneHot
+    if embedding_size is None:
+        embedding = OneHot(vocabulary_size, padding_idx=PAD)
+    else:
+        embedding = nn.Embedding(vocabulary_size, embedding_size, padding_idx=PAD)
+        with torch.no_grad():
+            embedding.weight.normal_(0, 0.1)
+            embedding.weight[PAD] = 0
+    reader = ENCODERS.build(encoder, input_size=embedding.embedding_dim)
     pool = POOLING.build(pooling, size=reader.output_size)
     bag = None
     if bag_ngrams:
@@ -161,4 +189,5 @@ def build_classifier(
         embedding_dropout=embedding_dropout,
         dropout=dropout,
         adversarial=adversarial,
+        replicate=replicate,
     )

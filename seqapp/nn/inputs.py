@@ -17,14 +17,14 @@ class OneHot(nn.Module):
     def __init__(self, size: int, padding_idx: int | None = None) -> None:
         super().__init__()
         self.num_embeddings = self.embedding_dim = size
-        rows = torch.eye(size)
+        weight = torch.eye(size)
         if padding_idx is not None:
-            rows[padding_idx] = 0
+            weight[padding_idx] = 0
         # A buffer that is not saved: it follows the module to its device and dtype, and the bundle stays small.
-        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("weight", weight, persistent=False)
 
-    rows: Tensor
+    weight: Tensor
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (B, T) -> (B, T, V)."""
-        return nn.functional.embedding(ids, self.rows)
+        return nn.functional.embedding(ids, self.weight)
