@@ -86,28 +86,32 @@ def baseline(
 def evaluate(
     model: Model,
     data: Annotated[Path, typer.Option(help="labelled file: CSV, TSV, JSONL or Parquet")],
-    text: Annotated[str, typer.Option(help="column of the text")] = "text",
-    label: Annotated[str, typer.Option(help="column of the label")] = "label",
-    encoding: Annotated[str, typer.Option(help="of the file")] = "utf-8",
+    text: Annotated[str | None, typer.Option(help="column of the text, if not 'text'")] = None,
+    label: Annotated[str | None, typer.Option(help="column of the label, if not 'label'")] = None,
+    encoding: Annotated[str | None, typer.Option(help="of the file, if not utf-8")] = None,
 ) -> None:
     """Measure MODEL on a labelled file; JSON on standard output."""
     from pipelines import run
     from seqapp import bundle
     from seqapp.references import resolve
 
-    figures = run.evaluate(bundle.load(resolve(model).path), data, text=text, label=label, encoding=encoding)
+    given = {"text": text, "label": label, "encoding": encoding}
+    columns = {name: value for name, value in given.items() if value is not None}
+    figures = run.evaluate(bundle.load(resolve(model).path), data, **columns)
     print(json.dumps({**figures, "model": model}, indent=1, ensure_ascii=False))
 
 
 @app.command()
 def predict(
     model: Model,
-    file: Annotated[str, typer.Argument(help="a table, or text with one input a line; - for stdin")] = "-",
-    text: Annotated[str, typer.Option(help="column of the text")] = "text",
+    file: Annotated[str, typer.Argument(help="a table, or one input a line; - for stdin")] = "-",
+    text: Annotated[str | None, typer.Option(help="column of the text, if not 'text'")] = None,
     encoding: Annotated[str, typer.Option(help="of the file")] = "utf-8",
     quiet: Quiet = False,
 ) -> None:
     """Answer every row of FILE, one line of JSON each, in order, on standard output.
+
+    A line that is not of a table is a text, or for a model that takes more than a text, a JSON object.
 
     A row that cannot be answered becomes a line with "error", and the exit status is 1 at the end.
     """
@@ -185,6 +189,48 @@ def kinds(
         out.print(part)
 
 
+@app.command()
+def diagnose(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CONFIG_OR_RUN]... [KEY=VALUE]...", help="configs, runs, bundles, choices"),
+    ] = None,
+    networks: Annotated[str, typer.Option(help="fresh networks, such as elman,lstm,gru; without it, all")] = "",
+    directory: Annotated[Path | None, typer.Option("--out", help="folder; without it, runs/diagnosis/NAME")] = None,
+    steps: Annotated[int, typer.Option(min=2, help="positions of a row that are read")] = 100,
+    rows: Annotated[int, typer.Option(min=1, help="rows whose median and spread are shown")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="of fresh weights and random rows")] = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Draw how far gradients reach back, what clipping does, which gates are stuck, and one tap's stability.
+
+    Without arguments it compares fresh networks of every kind. A CONFIG gives its own networks before training, on its
+    own data; a run or a bundle its trained ones beside their start, and its recurrent matrices over training.
+    Pictures and JSON go to --out and into MLflow.
+    """
+    from pipelines import diagnose as diagnostics
+
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=err, transient=True,
+                   disable=quiet or not err.is_terminal)  # fmt: skip
+    with bar:
+        task = bar.add_task("reading", total=None)
+        found = diagnostics.diagnose(
+            arguments or [],
+            networks=[name.strip() for name in networks.split(",") if name.strip()],
+            out=directory,
+            options=diagnostics.Options(steps=steps, rows=rows, seed=seed),
+            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+        )
+    for table in diagnostics.tables(found.record):
+        out.print(table)
+    for note in found.record["notes"]:
+        out.print(note, highlight=False, soft_wrap=True)
+    for file in found.files:
+        out.print(str(file), highlight=False, soft_wrap=True)
+    runs = ", ".join(found.run_ids)
+    out.print(f"in MLflow: run {runs}, folder {diagnostics.FOLDER}", highlight=False, soft_wrap=True)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def serve(context: typer.Context) -> None:
     """Answer over HTTP: `seqapp serve [MODEL]... --host 127.0.0.1 --port 8000` (more: `seqapp serve --help`)."""
@@ -245,10 +291,10 @@ def _errors_told() -> Iterator[None]:
         mlflow = sys.modules.get("mlflow.exceptions")
         if mlflow is None or not isinstance(error, mlflow.MlflowException):
             raise
-        from seqapp.references import tracking_uri
+        from seqapp.references import masked, tracking_uri
 
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        _tell(f"the tracking server {tracking_uri()} says: {first}")
+        _tell(masked(f"the tracking server {tracking_uri()} says: {first}"))
         sys.exit(1)
 
 

@@ -5,20 +5,59 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.figures import figure
 from seqapp import config
-from seqapp.metrics import wilson_interval
+from seqapp.metrics import Confusion, Metric, Ratio, wilson_interval
+from seqapp.nn.recurrent import ENCODERS
+from seqapp.tasks import Task
+
+
+def intervals(task: Task[Any, Any], totals: Mapping[str, Metric], examples: int) -> dict[str, tuple[float, float]]:
+    """Score -> its 95 % interval, for those scores that count right answers, one to an example.
+
+    A share of steps or tokens has none: those of one example hang together, so Wilson's would be too narrow.
+
+    Args:
+        task: says which scores are shares.
+        totals: the metrics.
+        examples: how many they were measured on.
+    """
+    found = {}
+    for metric in totals.values():
+        trials = 0
+        if isinstance(metric, Confusion):
+            trials = int(metric.counts.sum())
+        elif isinstance(metric, Ratio):
+            trials = metric.count
+        for name, value in metric.scores().items():
+            if name in task.shares and trials == examples > 0:
+                found[name] = wilson_interval(value * trials, trials)
+    return found
+
+
+def network_of(spec: Mapping[str, Any]) -> str:
+    """The kind of the first network that a model spec names; of the model itself if it names none."""
+    return _first_network(spec) or str(spec["kind"])
+
+
+def _first_network(spec: Any) -> str | None:
+    parts = list(spec.values()) if isinstance(spec, Mapping) else spec if isinstance(spec, list) else []
+    for part in parts:
+        if isinstance(part, Mapping) and part.get("kind") in ENCODERS:
+            return str(part["kind"])
+    return next((found for part in parts if (found := _first_network(part))), None)
 
 
 def model_card(
     *,
     name: str,
+    task: Task[Any, Any],
     resolved: Mapping[str, Any],
     data_name: str,
     sizes: Mapping[str, int],
     digests: Mapping[str, str],
-    purpose: str,
     parameters: int,
-    scores: Mapping[str, Mapping[str, float]],
+    totals: Mapping[str, Mapping[str, Metric]],
     epochs: tuple[int, int],
     seconds: float,
     run_id: str,
@@ -30,13 +69,13 @@ def model_card(
 
     Args:
         name: what a person calls the model.
+        task: prepared; says what the model answers, what its scores are called and where its limits lie.
         resolved: the config.
         data_name: the data set.
         sizes: split -> number of examples.
         digests: split -> SHA-256.
-        purpose: one sentence on what it answers.
         parameters: trained numbers in the model.
-        scores: split -> metric -> value.
+        totals: split -> its metrics.
         epochs: the epoch whose weights these are (from 1), and how many were run.
         seconds: wall time of the training.
         run_id: of the MLflow run.
@@ -44,28 +83,40 @@ def model_card(
         machine: what it ran on.
         source: the git commit, if known.
     """
+    scores = {split: {key: value for metric in total.values() for key, value in metric.scores().items()}
+              for split, total in totals.items()}  # fmt: skip
+    certain = {split: intervals(task, total, sizes[split]) for split, total in totals.items()}
+    first = task.selection[0]
+    columns = sorted(dict.fromkeys(key for part in scores.values() for key in part), key=lambda key: key != first)
+    bounded = {key for part in certain.values() for key in part}
+    heads = [task.titles.get(key, key) + (" (95 % interval)" if key in bounded else "") for key in columns]
     rows = []
     for split, values in scores.items():
-        accuracy, size = values["accuracy"], sizes[split]
-        low, high = wilson_interval(accuracy * size, size)
-        rows.append(
-            f"| {split} | {size:,} | {accuracy:.2%} ({low:.2%} to {high:.2%}) | "
-            f"{values['macro_f1']:.4f} | {values['nll']:.4f} |"
-        )
-    data = "\n".join(f"- {split}: {sizes[split]:,} texts, SHA-256 `{digests[split]}`" for split in sizes)
+        cells = []
+        for key in columns:
+            share = key in task.shares
+            cell = figure(values[key], share=share) if key in values else ""
+            if key in certain[split]:
+                low, high = certain[split][key]
+                cell += f" ({figure(low, share=share)} to {figure(high, share=share)})"
+            cells.append(cell)
+        rows.append(f"| {' | '.join([split, f'{sizes[split]:,}', *cells])} |")
+    data = "\n".join(f"- {split}: {sizes[split]:,} {task.unit}, SHA-256 `{digests[split]}`" for split in sizes)
+    about = "The validation split chose between epochs; the test split was read once, after training."
+    if bounded:
+        about += f" The interval is Wilson's and\ncovers the choice of {task.unit}, not of seeds."
     commit = source.get("git_commit", "unknown") + (
         " with uncommitted changes" if source.get("git_dirty") == "true" else ""
     )
     return f"""# {name}
 
-{purpose}
+{task.describe()}
 
-| split | texts | accuracy (95 % interval) | macro F1 | nll (nats per text) |
-|---|---|---|---|---|
+| {" | ".join(["split", task.unit, *heads])} |
+|{"---|" * (2 + len(heads))}
 {chr(10).join(rows)}
 
-The validation split chose between epochs; the test split was read once, after training. The interval is Wilson's and
-covers the choice of texts, not of seeds.
+{about}
 
 ## Data
 
@@ -75,7 +126,7 @@ covers the choice of texts, not of seeds.
 
 ## Network
 
-`{resolved["model"]["encoder"]["kind"]}`, {parameters:,} parameters. The weights are those of epoch {epochs[0]} of
+`{network_of(resolved["model"])}`, {parameters:,} parameters. The weights are those of epoch {epochs[0]} of
 {epochs[1]}, trained for {seconds:.0f} s.
 
 ```yaml
@@ -84,8 +135,7 @@ covers the choice of texts, not of seeds.
 
 ## Limits
 
-It knows the language and the kind of text it was trained on, and answers any other text with the same confidence. It
-reads a text as a whole and does not say what an opinion is about. Its probabilities are not calibrated.
+{task.limits}
 
 ## Origin
 

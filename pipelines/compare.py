@@ -1,16 +1,20 @@
-"""Runs side by side: only those measured on the same data stand in one table."""
+"""Runs side by side: only those measured on the same data, by the same score, stand in one table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
+from pipelines.figures import figure
 from seqapp.errors import SeqappError
 from seqapp.metrics import wilson_interval
-from seqapp.references import connect, tracking_uri
+from seqapp.references import connect, masked, tracking_uri
+
+PAGE = 1000
+"""Runs in one answer of the tracking server; it allows no more than 50,000."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,10 @@ class Row:
     digest: tuple[str, str]
     """Of the validation and the test data."""
     dataset: str
+    metric: tuple[str, str]
+    """The score that chose between epochs, and whether "max" or "min" is better."""
+    scale: str
+    """What the score is: "share of examples" has an interval, "share" is shown in percent, "number" as it is."""
     validation: float
     test: float | None
     test_examples: int
@@ -47,42 +55,46 @@ def collect(task: str, *, runs: Sequence[str] = (), every: bool = False) -> list
     experiment = client.get_experiment_by_name(task)
     if experiment is None:
         known = ", ".join(found.name for found in client.search_experiments()) or "none"
-        raise SeqappError(f"no runs of {task!r} at {tracking_uri()}; experiments there: {known}")
-    found = client.search_runs(
-        [experiment.experiment_id], "attributes.status = 'FINISHED'", order_by=["attributes.start_time DESC"]
-    )
+        raise SeqappError(f"no runs of {task!r} at {masked(tracking_uri())}; experiments there: {known}")
     rows: list[Row] = []
-    for run in found:
+    seen = set()
+    for run in _finished(client, experiment.experiment_id):
         if runs and run.info.run_id not in runs:
             continue
         row = _row(run)
-        if row is not None and (every or runs or not any((r.name, r.digest) == (row.name, row.digest) for r in rows)):
+        if row is None:
+            continue
+        key = (row.name, row.digest, row.metric)
+        if every or runs or key not in seen:
             rows.append(row)
+        seen.add(key)
     if not rows:
-        raise SeqappError(f"no finished run of {task!r} with a validation accuracy at {tracking_uri()}")
+        raise SeqappError(f"no finished run of {task!r} with a validation score at {masked(tracking_uri())}")
     return rows
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """One table per data set, the best on validation first."""
+    """One table per data set and score, the best on validation first."""
     drawn = []
-    for digest in dict.fromkeys(row.digest for row in rows):
-        group = sorted((row for row in rows if row.digest == digest), key=lambda row: -row.validation)
+    for digest, metric in dict.fromkeys((row.digest, row.metric) for row in rows):
+        name, direction = metric
+        group = [row for row in rows if (row.digest, row.metric) == (digest, metric)]
+        group.sort(key=lambda row: row.validation, reverse=direction == "max")
         data = f"validation data {digest[0][:8]}, test data {digest[1][:8] or 'none'}"
         table = Table(title=f"{group[0].dataset} ({data})", title_justify="left")
-        for column in ("run", "network", "validation", "test", "95 % interval", "parameters", "time", "tokens/s"):
+        heads = ["run", "network", f"validation {name}", f"test {name}"]
+        if any(row.scale == "share of examples" for row in group):
+            heads.append("95 % interval")
+        for column in (*heads, "parameters", "time", "tokens/s"):
             table.add_column(column, justify="left" if column in ("run", "network") else "right")
         for place, row in enumerate(group):
-            interval = ""
-            if row.test is not None and row.test_examples:
-                low, high = wilson_interval(row.test * row.test_examples, row.test_examples)
-                interval = f"{low:.1%} - {high:.1%}"
+            share = row.scale != "number"
+            cells = [row.name, row.network, figure(row.validation, share=share)]
+            cells.append("" if row.test is None else figure(row.test, share=share))
+            if len(heads) > 4:
+                cells.append(_interval(row))
             table.add_row(
-                row.name,
-                row.network,
-                f"{row.validation:.2%}",
-                "" if row.test is None else f"{row.test:.2%}",
-                interval,
+                *cells,
                 "" if row.parameters is None else f"{row.parameters:,}",
                 f"{row.seconds:.0f} s",
                 "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
@@ -92,9 +104,35 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     return drawn
 
 
+def _interval(row: Row) -> str:
+    if row.scale != "share of examples" or row.test is None or not row.test_examples:
+        return ""
+    low, high = wilson_interval(row.test * row.test_examples, row.test_examples)
+    return f"{low:.1%} - {high:.1%}"
+
+
+def _finished(client: Any, experiment_id: str) -> Iterator[Any]:
+    """Every finished run, the newest first."""
+    token = None
+    while True:
+        found = client.search_runs(
+            [experiment_id],
+            "attributes.status = 'FINISHED'",
+            max_results=PAGE,
+            order_by=["attributes.start_time DESC"],
+            page_token=token,
+        )
+        yield from found
+        token = found.token
+        if not token:
+            return
+
+
 def _row(run: Any) -> Row | None:
     values, tags = run.data.metrics, run.data.tags
-    if "best_validation/accuracy" not in values:
+    # Runs without these tags are older than they are; all of those are of sentiment.
+    name = tags.get("metric", "accuracy")
+    if f"best_validation/{name}" not in values:
         return None
     return Row(
         name=run.info.run_name,
@@ -102,8 +140,10 @@ def _row(run: Any) -> Row | None:
         run_id=run.info.run_id,
         digest=(tags.get("validation_digest", ""), tags.get("test_digest", "")),
         dataset=tags.get("dataset", ""),
-        validation=values["best_validation/accuracy"],
-        test=values.get("test/accuracy"),
+        metric=(name, tags.get("direction", "max")),
+        scale=tags.get("scale", "share of examples" if "metric" not in tags else "number"),
+        validation=values[f"best_validation/{name}"],
+        test=values.get(f"test/{name}"),
         test_examples=int(values.get("test/examples", 0)),
         parameters=int(values["parameters"]) if "parameters" in values else None,
         seconds=values.get("seconds", 0.0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from seqapp.data.batching import LengthBuckets
 from seqapp.data.splits import Splits
+from seqapp.errors import SeqappError
 from seqapp.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,36 @@ class Batches(Dataset[Any]):
         return self.task.collate(items)
 
 
+class Pieces(Iterable[Any]):
+    """The pieces of each batch, one batch after the other, for truncated back-propagation through time.
+
+    Args:
+        task: cuts a batch.
+        loader: of the batches.
+        batches: the longest row of each batch that ``loader`` gives, in its order.
+        steps: most positions in one piece.
+    """
+
+    def __init__(self, task: Task[Any, Any], loader: DataLoader[Any], batches: Sequence[int], steps: int) -> None:
+        self.task, self.loader, self.steps = task, loader, steps
+        self.counts = [-(-longest // steps) for longest in batches]
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch, count in zip(self.loader, self.counts, strict=True):
+            cut = 0
+            for piece in self.task.chunks(batch, self.steps):
+                yield piece
+                cut += 1
+            if cut != count:
+                # Lightning would end the epoch at the announced length and say nothing.
+                raise SeqappError(
+                    f"{type(self.task).__name__}.chunks makes {cut} piece(s) of a batch whose lengths announce {count}"
+                )
+
+
 class Data(pl.LightningDataModule):
     """The three splits of one data set, encoded by a prepared task.
 
@@ -53,25 +84,38 @@ class Data(pl.LightningDataModule):
         batch_tokens: padded tokens in one batch.
         batch_rows: most rows in one batch.
         seed: of the order of batches.
+        truncate: most positions of a training row that are learned from at once, the rest following in pieces; 0 takes
+            whole rows.
     """
 
     def __init__(
-        self, task: Task[Any, Any], splits: Splits[Any], *, batch_tokens: int, batch_rows: int, seed: int
+        self,
+        task: Task[Any, Any],
+        splits: Splits[Any],
+        *,
+        batch_tokens: int,
+        batch_rows: int,
+        seed: int,
+        truncate: int = 0,
     ) -> None:
         super().__init__()
         self.task, self.splits = task, splits
-        self.batch_tokens, self.batch_rows, self.seed = batch_tokens, batch_rows, seed
-        self.train_items = task.encode(splits.train)
+        self.batch_tokens, self.batch_rows, self.seed, self.truncate = batch_tokens, batch_rows, seed, truncate
+        self.train_items = task.encode(splits.train) if splits.train else []
         self.validation_items = task.encode(splits.validation)
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> DataLoader[Any] | Pieces:
         lengths = [self.task.augmented_length(self.task.length(item)) for item in self.train_items]
         buckets = LengthBuckets(
             lengths, max_tokens=self.batch_tokens, max_rows=self.batch_rows, seed=self.seed, shuffle=True
         )
         # Epochs differ in their number of batches; Lightning asks for each epoch anew and counts what it gets.
         buckets.set_epoch(self.trainer.current_epoch if self.trainer else 0)
-        return self._loader(self.train_items, buckets, augment=True)
+        loader = self._loader(self.train_items, buckets, augment=True)
+        if not self.truncate:
+            return loader
+        longest = [max(lengths[row] for row in rows) for rows in buckets.batches()]
+        return Pieces(self.task, loader, longest, self.truncate)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self.evaluation_dataloader(self.validation_items)

@@ -12,12 +12,27 @@ from seqapp.metrics import Confusion
 TRAIN, VALIDATION = "#4c78a8", "#e45756"
 
 
-def learning_curves(history: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Figure:
+def figure(value: float, *, share: bool = False) -> str:
+    """A score as a person reads it: a share in percent, anything else to four digits.
+
+    Args:
+        value: the score.
+        share: it lies in [0, 1] and counts something.
+    """
+    if share:
+        return f"{value:.2%}"
+    return f"{value:.4f}" if value == 0 or not abs(value) < 0.01 else f"{value:.3e}"
+
+
+def learning_curves(
+    history: Mapping[str, Sequence[tuple[int, float]]], title: str, titles: Mapping[str, str] | None = None
+) -> Figure:
     """One panel per score, training beside validation.
 
     Args:
         history: metric name such as "train/nll" -> (epoch, value) pairs.
         title: above the picture.
+        titles: score -> what its panel is called, where that is not the score's name.
     """
     scores = [name for name in dict.fromkeys(key.partition("/")[2] for key in history)
               if f"validation/{name}" in history and f"train/{name}" in history]  # fmt: skip
@@ -29,7 +44,7 @@ def learning_curves(history: Mapping[str, Sequence[tuple[int, float]]], title: s
             points = history[f"{part}/{name}"]
             axes.plot([epoch + 1 for epoch, _ in points], [value for _, value in points],
                       color=color, marker="o", markersize=3, label=part)  # fmt: skip
-        axes.set(xlabel="epoch", title={"nll": "nll (nats per text)"}.get(name, name))
+        axes.set(xlabel="epoch", title=(titles or {}).get(name, name))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from pipelines.figures import figure
 from pipelines.optim import AdamWByRow
 from seqapp import metrics
 from seqapp.errors import SeqappError
 from seqapp.metrics import Metric
 from seqapp.nn.ngrams import NgramBag
+from seqapp.nn.recurrent import Carry, map_carry
 from seqapp.tasks import Task
 
 ParamList = tuple[Tensor, ...] | list[Tensor]
@@ -38,6 +40,11 @@ class Learner(pl.LightningModule):
         weight_decay: decoupled decay of weight matrices.
         seed: of the dropout; each epoch starts from a state that depends on seed and epoch alone, so that an epoch
             run again after a kill is the same epoch.
+        truncated: batches are pieces that :meth:`Task.chunks` made, in order; the carry goes from each to the next, its
+            gradient does not.
+
+    A model with a float attribute ``progress`` finds there, before each training step, the share of all training steps
+    that are done, in [0, 1].
     """
 
     def __init__(
@@ -50,13 +57,16 @@ class Learner(pl.LightningModule):
         warmup: float,
         weight_decay: float,
         seed: int,
+        truncated: bool = False,
     ) -> None:
         super().__init__()
         self.task, self.model = task, model
         self.learning_rate, self.schedule, self.warmup, self.weight_decay = (
             learning_rate, schedule, warmup, weight_decay,
         )  # fmt: skip
-        self.seed = seed
+        self.seed, self.truncated = seed, truncated
+        self._carry: Carry | None = None
+        self._steps = 1
         self._totals: dict[str, Metric] = {}
         self._validation: dict[str, Metric] = {}
         self._tokens = 0
@@ -71,9 +81,11 @@ class Learner(pl.LightningModule):
         if batch_index == 0:
             # Not earlier: a resumed epoch makes its loader, which draws a number, at another time than a first one.
             torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
+        if isinstance(getattr(self.model, "progress", None), float):
+            self.model.progress = min(1.0, self.global_step / self._steps)  # type: ignore[assignment]
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        loss, new = self.task.loss(self.model, batch)
+        loss, new = self._piece_loss(batch) if self.truncated else self.task.loss(self.model, batch)
         if not bool(loss.isfinite()):
             raise SeqappError(
                 f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, step {batch_index + 1}; "
@@ -84,11 +96,19 @@ class Learner(pl.LightningModule):
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss
 
+    def _piece_loss(self, batch: Any) -> tuple[Tensor, dict[str, Metric]]:
+        rows = len(batch.lengths)
+        carry = None if batch.fresh else map_carry(lambda leaf: leaf[:rows], self._carry)
+        loss, new, carry = self.task.loss_carried(self.model, batch, carry)
+        self._carry = map_carry(lambda leaf: leaf.detach(), carry)
+        return loss, new
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         gradients = [p.grad.detach() for p in self.model.parameters() if p.grad is not None]
         self._gradient_norms.append(torch.nn.utils.get_total_norm(gradients))
 
     def on_train_epoch_end(self) -> None:
+        self._carry = None
         # Validation runs inside the epoch and has read the clock already; see on_validation_start.
         scores = {f"train/{name}": value for name, value in metrics.read(self._totals).items()}
         scores["train/tokens_per_second"] = self._tokens / self._seconds
@@ -96,10 +116,15 @@ class Learner(pl.LightningModule):
         scores["train/gradient_norm"] = float(torch.stack(self._gradient_norms).mean())
         scores["train/learning_rate"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
         self._log(scores)
+        # What callbacks log through Lightning at this moment gets the epoch as its step, too.
+        self.log("step", float(self.current_epoch), batch_size=1)
+        trained = metrics.read(self._totals)
+        told = "nll" if "nll" in trained else self.task.selection[0]
+        parts = [f"train {told} {figure(trained[told])}"] if told in trained else []
+        parts += [f"validation {name} {figure(value)}" for name, value in metrics.read(self._validation).items()]
         log.info(
-            "epoch %d/%d: train nll %.4f, %s, %s tokens/s",
-            self.current_epoch + 1, self.trainer.max_epochs or 0, scores["train/nll"],
-            ", ".join(f"validation {name} {value:.4f}" for name, value in metrics.read(self._validation).items()),
+            "epoch %d/%d: %s, %s tokens/s",
+            self.current_epoch + 1, self.trainer.max_epochs or 0, ", ".join(parts),
             f"{scores['train/tokens_per_second']:,.0f}",
         )  # fmt: skip
 
@@ -114,18 +139,24 @@ class Learner(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         name, _ = self.task.selection
         scores = metrics.read(self._validation)
-        self._log({f"validation/{key}": value for key, value in scores.items()})
+        named = {f"validation/{key}": value for key, value in scores.items()}
+        self._log(named)
+        # Callbacks that choose an epoch or stop early read these.
+        self.log_dict(named, batch_size=1, logger=False)
         self.log(name, scores[name], prog_bar=True, logger=False)
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.model, self.learning_rate, self.weight_decay)
         total = int(self.trainer.estimated_stepping_batches)
+        self._steps = max(1, total)
         scheduler = LambdaLR(optimizer, lambda step: rate_at(step, total, self.schedule, self.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _log(self, scores: dict[str, float]) -> None:
-        # MLflow's step is the epoch, so that curves of runs with other batch sizes lie over each other.
-        self.log_dict({**scores, "step": float(self.current_epoch)}, batch_size=1)
+        # MLflow's step is the epoch, so that curves of runs with other batch sizes lie over each other. Not through
+        # log_dict, which rounds to float32.
+        for logger in self.loggers:
+            logger.log_metrics(scores, step=self.current_epoch)
 
 
 def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> AdamWByRow:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from seqapp import tasks  # noqa: F401  (registers tasks, models and networks by name)
 from seqapp.config import Section
-from seqapp.data import bundled, public, tables  # noqa: F401  (registers the data sources by name)
+from seqapp.data import bundled, memory, public, steps, tables  # noqa: F401  (registers the data sources by name)
 from seqapp.data.splits import SOURCES
 from seqapp.models.registry import MODELS
 from seqapp.registry import Count, NonNegative, Positive, Probability, Size
@@ -28,7 +28,12 @@ class Training:
         schedule: how the rate falls after the warm-up, over all epochs.
         warmup: share of all steps in which the rate rises from 0.
         weight_decay: decoupled decay of weight matrices; biases, norms and embeddings are spared.
-        clip_norm: largest norm of the whole gradient; 0 does not clip.
+        clip_norm: largest norm of the whole gradient, g <- g * clip_norm / ||g|| when ||g|| > clip_norm (Pascanu et al.
+            2013); 0 does not clip.
+        clip_value: largest size of each component of the gradient, g_i <- min(max(g_i, -clip_value), clip_value); needs
+            clip_norm=0; 0 does not clip.
+        truncate: back-propagate through this many steps at most, carrying the state on from piece to piece of a row
+            (Williams & Peng 1990), each piece one step of the optimiser; 0 takes whole rows.
         average: decay of the running average of the weights that is kept as the model; 0 keeps the weights themselves.
         patience: stop after this many epochs without a better validation score; 0 never stops early.
         seed: of the weights, the order of batches and the dropout.
@@ -46,6 +51,8 @@ class Training:
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
     weight_decay: NonNegative = 0.0
     clip_norm: NonNegative = 1.0
+    clip_value: NonNegative = 0.0
+    truncate: Count = 0
     average: Probability = 0.0
     patience: Count = 0
     seed: Count = 1

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from seqapp.bundle import Bundle
 from seqapp.data.rows import read_rows
-from seqapp.errors import DataError
+from seqapp.errors import ConfigError, DataError
 from seqapp.registry import suggest
 from seqapp.tasks import InputError
 
@@ -18,41 +21,61 @@ def predict(loaded: Bundle, inputs: Iterable[Any], *, chunk: int = 1024) -> Iter
     """An answer, or the :class:`InputError` that explains why there is none, for each input, in order.
 
     Reads ``inputs`` a chunk at a time, so that a source of any size fits.
+
+    Args:
+        loaded: a bundle.
+        inputs: each a ``task.Input``, or an :class:`InputError` where none could be made, which is handed on.
+        chunk: inputs answered together.
     """
     stream = iter(inputs)
     start = 0
     while batch := dict(enumerate(islice(stream, chunk))):
-        answers: dict[int, Any] = {}
-        rest = list(batch)
+        answers: dict[int, Any] = {place: given for place, given in batch.items() if isinstance(given, InputError)}
+        rest = [place for place in batch if place not in answers]
         while rest:
             try:
                 answers.update(zip(rest, loaded.predict([batch[place] for place in rest]), strict=True))
                 break
             except InputError as error:
-                bad = rest.pop(error.index)
-                answers[bad] = InputError(start + bad, error.problem)
+                bad = {rest[index]: problem for index, problem in error.problems.items()}
+                answers.update({place: InputError(start + place, problem) for place, problem in bad.items()})
+                rest = [place for place in rest if place not in bad]
         yield from (answers[place] for place in batch)
         start += len(batch)
 
 
-def predict_file(loaded: Bundle, file: str, *, text: str, encoding: str) -> Iterator[dict[str, Any]]:
+def predict_file(
+    loaded: Bundle, file: str, *, text: str | None = None, encoding: str = "utf-8"
+) -> Iterator[dict[str, Any]]:
     """One record a row: the line it came from and the answer, or an "error".
+
+    Where all that the task needs is a text, a row is a text: a line, or one column of a table. Otherwise it is the
+    fields of ``task.Input``: a JSON object a line, or the columns of a table of the same names; further columns are
+    passed over, and a cell may hold a list as JSON.
 
     Args:
         loaded: a bundle.
         file: a table, a text with one input a line, or "-" for standard input.
-        text: the column of a table that holds the text.
+        text: the column of a table that holds the text; None for "text".
         encoding: of the file.
 
     Raises:
         DataError: if the file cannot be read.
+        ConfigError: if ``text`` is given and the task takes more than a text.
     """
+    fields = loaded.task.Input.model_fields
+    needed = [name for name, field in fields.items() if field.is_required()]
+    plain = needed == ["text"] and fields["text"].annotation is str
+    if text is not None and not plain:
+        raise ConfigError(f"the task {loaded.manifest.task!r} takes no text but {', '.join(fields)}; columns of these "
+                          "names fit, without --text")  # fmt: skip
     lines: list[int] = []
 
     def inputs() -> Iterator[Any]:
-        for line, value in _texts(file, text, encoding):
+        rows = _texts(file, text or "text", encoding) if plain else _records(file, encoding, loaded.task.Input)
+        for line, values in rows:
             lines.append(line)
-            yield loaded.task.Input(text=value)
+            yield _input(loaded.task.Input, values, len(lines) - 1)
 
     for number, answer in enumerate(predict(loaded, inputs())):
         if isinstance(answer, InputError):
@@ -61,13 +84,63 @@ def predict_file(loaded: Bundle, file: str, *, text: str, encoding: str) -> Iter
             yield {"line": lines[number], **answer.model_dump(mode="json", exclude_none=True)}
 
 
-def _texts(file: str, column: str, encoding: str) -> Iterator[tuple[int, str]]:
-    if file != "-" and Path(file).suffix.lower() not in (".txt", ".text", ""):
+def _input(kind: type[BaseModel], values: Mapping[str, Any] | str, index: int) -> BaseModel | InputError:
+    if isinstance(values, str):
+        return InputError(index, values)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        told = [f"{'.'.join(map(str, each['loc'])) or 'input'}: {each['msg']}" for each in error.errors()]
+        return InputError(index, "; ".join(told[:3]) + (f"; and {len(told) - 3} more" if len(told) > 3 else ""))
+
+
+def _texts(file: str, column: str, encoding: str) -> Iterator[tuple[int, dict[str, str]]]:
+    if _is_table(file):
         for row in read_rows(Path(file), encoding=encoding):
             if column not in row.values:
                 raise DataError(f"{file}:{row.line}: no column {column!r}; {suggest(column, list(row.values))}")
-            yield row.line, str(row.values[column] if row.values[column] is not None else "")
+            yield row.line, {"text": str(row.values[column] if row.values[column] is not None else "")}
+    else:
+        for number, line in _lines(file, encoding):
+            yield number, {"text": line}
+
+
+def _records(file: str, encoding: str, kind: type[BaseModel]) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Line and fields of each row, or what is wrong with the row."""
+    fields = kind.model_fields
+    if _is_table(file):
+        for row in read_rows(Path(file), encoding=encoding):
+            named = {name: value for name, value in row.values.items() if name in fields}
+            # An empty cell of a table is a value that was not given.
+            yield row.line, {name: _cell(value) for name, value in named.items() if value is not None and value != ""}
         return
+    for number, line in _lines(file, encoding):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            values = None
+        if isinstance(values, dict):
+            yield number, {name: value for name, value in values.items() if name in fields}
+        else:
+            yield number, f"not a JSON object; one with {', '.join(fields)} fits"
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            pass
+    return value
+
+
+def _is_table(file: str) -> bool:
+    return file != "-" and Path(file).suffix.lower() not in (".txt", ".text", "")
+
+
+def _lines(file: str, encoding: str) -> Iterator[tuple[int, str]]:
     try:
         with open(0 if file == "-" else file, "rb", closefd=file != "-") as stream:
             for number, line in enumerate(stream, 1):

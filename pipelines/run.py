@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -22,18 +23,19 @@ from torch import nn
 
 from pipelines import figures, tracking
 from pipelines.baselines import BASELINES, BaselineResult, run_baseline
-from pipelines.card import model_card
+from pipelines.card import intervals, model_card, network_of
 from pipelines.data import Data
 from pipelines.module import Learner, running_average
 from pipelines.options import SECTIONS, Training
 from pipelines.tracking import Stopped
+from pipelines.watch import RecurrentWatch
 from seqapp import bundle, config, metrics
 from seqapp.bundle import Bundle
-from seqapp.data.splits import SOURCES, Splits
+from seqapp.data.splits import SOURCES, LabelledText, Splits
 from seqapp.errors import BundleError, ConfigError, DataError, SeqappError
 from seqapp.metrics import Confusion, Metric
 from seqapp.references import connect, tracking_uri
-from seqapp.tasks import TASKS, Task
+from seqapp.tasks import TASKS, InputError, Task
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -83,8 +85,9 @@ def train(
     path = Path(path)
     resolved = config.load(path, overrides, sections=SECTIONS)
     options = Training(**resolved["train"])
-    connect()
     task: Task[Any, Any] = TASKS.build(resolved["task"])
+    _check(options, task, resolved["task"]["kind"])
+    connect()
     started = time.monotonic()
 
     splits: Splits[Any] = SOURCES.build(resolved["data"])
@@ -95,7 +98,14 @@ def train(
         )
     digests = splits.digests()
     task.prepare(splits.train)
-    data = Data(task, splits, batch_tokens=options.batch_tokens, batch_rows=options.batch_rows, seed=options.seed)
+    data = Data(
+        task,
+        splits,
+        batch_tokens=options.batch_tokens,
+        batch_rows=options.batch_rows,
+        seed=options.seed,
+        truncate=options.truncate,
+    )
     pl.seed_everything(options.seed, verbose=False)
     model = task.build_model(resolved["model"])
     learner = Learner(
@@ -106,10 +116,11 @@ def train(
         warmup=options.warmup,
         weight_decay=options.weight_decay,
         seed=options.seed,
+        truncated=options.truncate > 0,
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
 
-    directory, run_id = _open_run(path.stem, resolved, digests, splits.name, resume=resume, runs=runs)
+    directory, run_id = _open_run(path.stem, task, resolved, digests, splits.name, resume=resume, runs=runs)
     log.info("%s: %s parameters, %s; run %s", path.stem, f"{parameters:,}", _sizes(splits), run_id)
     best = ModelCheckpoint(
         directory / "checkpoints",
@@ -135,13 +146,13 @@ def train(
         name = options.model_name or f"{resolved['task']['kind']}-{path.stem.partition('-')[0]}"
         card = model_card(
             name=f"{name} ({path.stem})",
+            task=task,
             resolved=resolved,
             data_name=splits.name,
             sizes=sizes,
             digests={split: digests[split] for split in sizes},
-            purpose=task.describe(),
             parameters=parameters,
-            scores=scores,
+            totals=totals,
             epochs=epochs,
             seconds=seconds,
             run_id=run_id,
@@ -181,16 +192,23 @@ def baseline(path: str | Path, overrides: Sequence[str] = ()) -> list[BaselineRe
     Args:
         path: a YAML config, of which the data section counts.
         overrides: ``key=value``.
+
+    Raises:
+        ConfigError: if the data is anything but texts with labels.
     """
     path = Path(path)
     resolved = config.load(path, overrides, sections=SECTIONS)
     connect()
     splits: Splits[Any] = SOURCES.build(resolved["data"])
+    if not isinstance(splits.train[0], LabelledText):
+        raise ConfigError(f"{path}: the baselines classify texts; the data {resolved['data']['kind']!r} yields "
+                          f"{type(splits.train[0]).__name__}, {LabelledText.__name__} fits")  # fmt: skip
     digests = splits.digests()
     results = []
     for name in BASELINES:
         tags = {"task": resolved["task"]["kind"], "network": "none (linear)", "dataset": splits.name,
                 "validation_digest": digests["validation"], "test_digest": digests["test"],
+                "metric": "accuracy", "direction": "max", "scale": "share of examples",
                 **tracking.source_tags()}  # fmt: skip
         run_id = tracking.create_run(resolved["task"]["kind"], name, tags)
         with tracking.failing(run_id):
@@ -199,8 +217,7 @@ def baseline(path: str | Path, overrides: Sequence[str] = ()) -> list[BaselineRe
             logged = {"best_validation/accuracy": result.validation, "seconds": result.seconds}
             if result.test is not None:
                 logged |= {"test/accuracy": result.test, "test/examples": len(splits.test)}
-            for key, value in logged.items():
-                connect().log_metric(run_id, key, value)
+            tracking.log_metrics(run_id, logged)
             tracking.finish(run_id)
         results.append(result)
     return results
@@ -222,26 +239,36 @@ def evaluate(loaded: Bundle, path: Path, **columns: Any) -> dict[str, Any]:
     Args:
         loaded: a bundle.
         path: the file.
-        columns: which columns hold what; see the task's ``read_examples``.
+        columns: which columns hold what; some of the task's ``file_options``.
+
+    Returns:
+        ``examples``, every score of the task, ``NAME_interval_95`` for a score that is a share of the examples, and
+        ``confusion`` where the task chooses between classes.
 
     Raises:
         DataError: naming file and line.
+        ConfigError: if the task's files have no such option.
     """
     task = loaded.task
+    for name in columns:
+        if name not in task.file_options:
+            raise ConfigError(f"files of the task {loaded.manifest.task!r} have no option {name!r}; "
+                              f"known: {', '.join(task.file_options)}")  # fmt: skip
     examples = task.read_examples(path, **columns)
     try:
         data = Data(task, Splits(str(path), [], examples), batch_tokens=4096, batch_rows=64, seed=0)
+    except InputError as error:
+        raise DataError(f"{path}: example {error.index + 1}: {error.problem}") from None
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     totals = measure(task, loaded.model, data, data.validation_items)
-    scores = metrics.read(totals)
-    low, high = metrics.wilson_interval(scores["accuracy"] * len(examples), len(examples))
+    certain = intervals(task, totals, len(examples))
     return {
         "model": str(loaded.path),
         "data": str(path),
         "examples": len(examples),
-        **scores,
-        "accuracy_interval_95": [low, high],
+        **metrics.read(totals),
+        **{f"{name}_interval_95": list(bounds) for name, bounds in certain.items()},
         **_confusions({"confusion": totals}),
     }
 
@@ -262,6 +289,24 @@ def export(loaded: Bundle, target: Path) -> Path:
     return target
 
 
+def _check(options: Training, task: Task[Any, Any], kind: str) -> None:
+    """Refuse what no single option can see is wrong.
+
+    Raises:
+        ConfigError: naming the option and what would fit.
+    """
+    if options.clip_norm and options.clip_value:
+        raise ConfigError(
+            f"train.clip_value is {options.clip_value:g} and train.clip_norm is {options.clip_norm:g}; a gradient is "
+            "clipped by value or by norm, so one of them must be 0, such as train.clip_norm=0"
+        )
+    if options.truncate and not task.carries:
+        raise ConfigError(
+            f"train.truncate: the task {kind!r} reads each row as a whole and carries no state; 0 would fit, not "
+            f"{options.truncate}"
+        )
+
+
 def _fit(
     learner: Learner,
     data: Data,
@@ -275,7 +320,7 @@ def _fit(
     name, mode = learner.task.selection
     # `save_last` of the best one would write only epochs that are better; resuming needs the last epoch whatever it is.
     last = ModelCheckpoint(best.dirpath, filename="last", enable_version_counter=False)
-    callbacks: list[Callback] = [best, last]
+    callbacks: list[Callback] = [best, last, RecurrentWatch()]
     if options.average:
         callbacks.append(WeightAveraging(multi_avg_fn=running_average(options.average)))
     if options.patience:
@@ -293,7 +338,8 @@ def _fit(
             accelerator=options.accelerator,
             devices=1,
             precision=options.precision,
-            gradient_clip_val=options.clip_norm or None,
+            gradient_clip_val=options.clip_value or options.clip_norm or None,
+            gradient_clip_algorithm="value" if options.clip_value else "norm",
             logger=MLFlowLogger(tracking_uri=tracking_uri(), run_id=run_id),
             callbacks=callbacks,
             default_root_dir=directory,
@@ -319,6 +365,7 @@ def _fit(
 
 def _open_run(
     name: str,
+    task: Task[Any, Any],
     resolved: Mapping[str, Any],
     digests: Mapping[str, str],
     data_name: str,
@@ -338,7 +385,9 @@ def _open_run(
         return directory, state["run_id"]
     tags = {
         "task": experiment,
-        "network": resolved["model"]["encoder"]["kind"],
+        "network": network_of(resolved["model"]),
+        "metric": task.selection[0],
+        "direction": task.selection[1],
         "dataset": data_name,
         "validation_digest": digests["validation"],
         "test_digest": digests["test"],
@@ -354,7 +403,12 @@ def _open_run(
 
 
 def _last_unfinished(runs: Path, name: str, resolved: Mapping[str, Any]) -> Path:
-    states = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in runs.glob(f"*/{STATE}")}
+    states = {}
+    for path in sorted(runs.glob(f"*/{STATE}")):
+        try:
+            states[path.parent] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            log.warning("%s: damaged, so the run in that folder cannot be resumed", path)
     fitting = [directory for directory, state in states.items() if state["name"] == name and not state["finished"]]
     same = [directory for directory in fitting if states[directory]["config"] == resolved]
     if same:
@@ -370,7 +424,13 @@ def _write_state(
 ) -> None:
     state = {"run_id": run_id, "name": directory.name.rpartition("-")[0].partition("-")[2], "finished": finished,
              "digests": digests, "config": resolved}  # fmt: skip
-    (directory / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    # A kill in the middle must leave the old file or the new one, not half of one.
+    part = directory / f"{STATE}.part"
+    with part.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(state, indent=1))
+        stream.flush()
+        os.fsync(stream.fileno())
+    part.replace(directory / STATE)
 
 
 def _publish(
@@ -390,21 +450,25 @@ def _publish(
 ) -> tracking.Registered | None:
     client = connect()
     title = client.get_run(run_id).info.run_name or run_id
-    client.log_figure(run_id, figures.learning_curves(history, title), "learning_curves.png")
+    client.log_figure(run_id, figures.learning_curves(history, title, task.titles), "learning_curves.png")
+    name, direction = task.selection
+    scale = "share" if name in task.shares else "number"
+    if name in intervals(task, totals["validation"], sizes["validation"]):
+        scale = "share of examples"
+    client.set_tag(run_id, "scale", scale)
+    logged: dict[str, float] = {"parameters": parameters, "seconds": seconds}
     for split, metric in totals.items():
-        for name, value in scores[split].items():
-            client.log_metric(run_id, f"best_{split}/{name}" if split == "validation" else f"{split}/{name}", value)
+        prefix = "best_validation" if split == "validation" else split
+        logged |= {f"{prefix}/{key}": value for key, value in scores[split].items()}
+        logged[f"{split}/examples"] = sizes[split]
         for confusion in (found for found in metric.values() if isinstance(found, Confusion)):
             picture = figures.confusion_matrix(confusion, f"{title}, {split}")
             client.log_figure(run_id, picture, f"confusion_{split}.png")
-        client.log_metric(run_id, f"{split}/examples", sizes[split])
-    client.log_metric(run_id, "parameters", parameters)
-    client.log_metric(run_id, "seconds", seconds)
+    tracking.log_metrics(run_id, logged)
     client.log_text(run_id, (directory / "README.md").read_text(encoding="utf-8"), "model_card.md")
     uri = tracking.log_bundle(run_id, directory, task, example)
     if registered_name is None:
         return None
-    name, direction = task.selection
     registered = tracking.register(
         run_id, uri, registered_name, score=(name, scores["validation"][name], direction), validation_digest=digest
     )
@@ -429,4 +493,6 @@ def _sizes(splits: Splits[Any]) -> str:
 
 
 def _scores(scores: Mapping[str, Mapping[str, float]]) -> str:
-    return ", ".join(f"{split} {name} {value:.4f}" for split, part in scores.items() for name, value in part.items())
+    return ", ".join(
+        f"{split} {name} {figures.figure(value)}" for split, part in scores.items() for name, value in part.items()
+    )

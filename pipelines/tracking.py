@@ -7,13 +7,16 @@ import os
 import platform
 import subprocess
 import sys
+import time
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pipelines.figures import figure
 from seqapp.errors import SeqappError
 from seqapp.references import BUNDLE, connect
 from seqapp.tasks import Task
@@ -23,10 +26,10 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 import mlflow
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import RunStatus
+from mlflow.entities import Metric, Param, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import AnyType, Array, ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +72,10 @@ def reopen_run(run_id: str) -> None:
 def log_start(run_id: str, resolved: Mapping[str, Any], digests: Mapping[str, str], data_name: str) -> None:
     """Params, the resolved config, the environment and the data that a run sees."""
     client = connect()
-    for key, value in flatten(resolved).items():
-        client.log_param(run_id, key, str(value)[:500])
+    params = [Param(key, str(value)[:500]) for key, value in flatten(resolved).items()]
+    # A server takes at most 100 params in one call.
+    for start in range(0, len(params), 100):
+        client.log_batch(run_id, params=params[start : start + 100])
     client.log_dict(run_id, dict(resolved), "config.yaml")
     client.log_text(run_id, environment(), "environment.txt")
     source = CodeDatasetSource(tags={"kind": resolved["data"]["kind"]})
@@ -78,6 +83,12 @@ def log_start(run_id: str, resolved: Mapping[str, Any], digests: Mapping[str, st
         for context, digest in digests.items():
             dataset = MetaDataset(source, name=data_name, digest=digest[:16])  # type: ignore[abstract]
             mlflow.log_input(dataset, context=context)
+
+
+def log_metrics(run_id: str, values: Mapping[str, float]) -> None:
+    """Figures of the whole run, at most 1000, in one call."""
+    now = int(1000 * time.time())
+    connect().log_batch(run_id, metrics=[Metric(key, float(value), now, 0) for key, value in values.items()])
 
 
 def history(run_id: str) -> dict[str, list[tuple[int, float]]]:
@@ -101,7 +112,7 @@ def log_bundle(run_id: str, directory: Path, task: Task[Any, Any], example: Mapp
     Args:
         run_id: the run that owns it.
         directory: the bundle.
-        task: gives the columns of the answer.
+        task: gives the columns of inputs and answers; see :func:`signature`.
         example: one input, as a record.
     """
     import pandas
@@ -110,11 +121,8 @@ def log_bundle(run_id: str, directory: Path, task: Task[Any, Any], example: Mapp
 
     needed = ("torch", "numpy", "tokenizers", "pydantic", "safetensors", "pyyaml", "pandas")
     requirements = [f"{name}=={metadata.version(name).partition('+')[0]}" for name in needed]
-    signature = ModelSignature(
-        inputs=Schema([ColSpec("string", "text")]),
-        outputs=Schema([ColSpec("string", "label"), ColSpec("double", "score")]),
-        params=ParamSchema([ParamSpec("explain", "boolean", False)]),
-    )
+    shown = signature(task)
+    columns = [column for column in shown.inputs.input_names() if example.get(column) is not None]
     with _active(run_id):
         info = mlflow.pyfunc.log_model(
             name="model",
@@ -122,10 +130,70 @@ def log_bundle(run_id: str, directory: Path, task: Task[Any, Any], example: Mapp
             artifacts={BUNDLE: str(directory)},
             code_paths=[str(Path(seqapp.__file__).parent)],
             pip_requirements=requirements,
-            signature=signature,
-            input_example=pandas.DataFrame([{"text": example["text"]}]),
+            signature=shown,
+            input_example=pandas.DataFrame([{column: example[column] for column in columns}]),
         )
     return str(info.model_uri)
+
+
+def signature(task: Task[Any, Any]) -> ModelSignature:
+    """What MLflow checks before a logged model is asked, and what it says of the answers.
+
+    A field of the input with a plain default is a parameter of the whole call, any other is a column. Lists are columns
+    of lists of anything: MLflow would refuse a whole number among floats, and the task checks the content itself.
+    Answers show the fields that each of them has, but for mappings, whose keys are data.
+    """
+    columns: list[ColSpec | TensorSpec] = []
+    params = []
+    for name, field in task.Input.model_fields.items():
+        kind = _plain_type(field.annotation)
+        if isinstance(kind, str) and isinstance(field.default, str | bool | int | float):
+            params.append(ParamSpec(name, kind, field.default))
+        else:
+            columns.append(ColSpec(_column_type(field.annotation), name, required=field.is_required()))
+    answers: list[ColSpec | TensorSpec] = []
+    for name, field in task.Output.model_fields.items():
+        shown = _plain_type(field.annotation) or _list_type(field.annotation)
+        if field.is_required() and shown is not None:
+            answers.append(ColSpec(shown, name))
+    given: dict[str, Any] = {"params": ParamSchema(params)} if params else {}
+    return ModelSignature(Schema(columns), Schema(answers) if answers else None, **given)
+
+
+def _plain_type(annotation: Any) -> str | None:
+    """MLflow's name of a type of single values, if it is one."""
+    if get_origin(annotation) is Annotated:
+        return _plain_type(get_args(annotation)[0])
+    if get_origin(annotation) is Literal and all(isinstance(value, str) for value in get_args(annotation)):
+        return "string"
+    if isinstance(annotation, type) and issubclass(annotation, str | bool | int | float):
+        return next(name for kind, name in _PLAIN.items() if issubclass(annotation, kind))
+    return None
+
+
+_PLAIN: Mapping[type, str] = {str: "string", bool: "boolean", int: "long", float: "double"}
+_ANY: Any = AnyType()  # type: ignore[no-untyped-call]
+
+
+def _list_type(annotation: Any) -> Array | None:
+    if get_origin(annotation) is Annotated:
+        return _list_type(get_args(annotation)[0])
+    if get_origin(annotation) not in (list, tuple, Sequence):
+        return None
+    inner = get_args(annotation)[0] if get_args(annotation) else Any
+    return Array(_plain_type(inner) or _list_type(inner) or _ANY)
+
+
+def _column_type(annotation: Any) -> Any:
+    if get_origin(annotation) is Annotated:
+        return _column_type(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        kinds = [_column_type(part) for part in get_args(annotation) if part is not type(None)]
+        return kinds[0] if all(kind == kinds[0] for kind in kinds) else _ANY
+    if _list_type(annotation) is not None:
+        return Array(_ANY)
+    plain = _plain_type(annotation)
+    return _ANY if plain in (None, "double") else plain
 
 
 def register(
@@ -137,7 +205,7 @@ def register(
         run_id: the run that owns the model.
         model_uri: what :func:`log_bundle` returned.
         name: the registered model.
-        score: metric name, value, and "max" or "min".
+        score: metric name, value, and "max" or "min", whichever is better.
         validation_digest: of the data the score was measured on.
     """
     client = connect()
@@ -147,7 +215,7 @@ def register(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = {"metric": metric, "score": repr(value), "validation_digest": validation_digest}
+    tags = {"metric": metric, "direction": direction, "score": repr(value), "validation_digest": validation_digest}
     version = client.create_model_version(name, model_uri, run_id, tags=tags).version
     try:
         champion = client.get_model_version_by_alias(name, "champion")
@@ -158,16 +226,20 @@ def register(
         client.set_registered_model_alias(name, "champion", version)
         return Registered(name, str(version), True, "the first version")
     before = f"version {champion.version}"
-    if champion.tags.get("validation_digest") != validation_digest or champion.tags.get("metric") != metric:
+    if champion.tags.get("validation_digest") != validation_digest:
         reason = f"the champion, {before}, was measured on other validation data, so the two cannot be compared"
+        return Registered(name, str(version), False, reason)
+    if champion.tags.get("metric") != metric:
+        reason = (f"the champion, {before}, was chosen by {champion.tags.get('metric')} and this one by {metric}, "
+                  "so the two cannot be compared")  # fmt: skip
         return Registered(name, str(version), False, reason)
     old = float(champion.tags["score"])
     better = value > old if direction == "max" else value < old
     if not better:
-        return Registered(name, str(version), False, f"validation {metric} {value:.4f} is not better than "
-                                                     f"{old:.4f} of the champion, {before}")  # fmt: skip
+        return Registered(name, str(version), False, f"validation {metric} {figure(value)} is not better than "
+                                                     f"{figure(old)} of the champion, {before}")  # fmt: skip
     client.set_registered_model_alias(name, "champion", version)
-    return Registered(name, str(version), True, f"validation {metric} {value:.4f} beats {old:.4f} of {before}")
+    return Registered(name, str(version), True, f"validation {metric} {figure(value)} beats {figure(old)} of {before}")
 
 
 @contextmanager

@@ -49,6 +49,14 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
+def masked(text: str) -> str:
+    """``text`` with the password of every address in it replaced by ``***``, since messages end up in logs."""
+    # Up to the last @ of the word: a password may hold what should have been percent-encoded. Digits before a slash are
+    # a port.
+    text = re.sub(r"(://[^:/@\s]*):(?!\d+/)\S*@", r"\1:***@", text)
+    return re.sub(r"([?&](?:password|passwd|pwd)=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
+
+
 def connect(*, create: bool = True) -> Any:
     """An MLflow client for :func:`tracking_uri`.
 
@@ -79,7 +87,7 @@ def connect(*, create: bool = True) -> Any:
         if uri not in _answering:
             client.search_experiments(max_results=1)
     except Exception as error:  # MLflow lets those of the database and of the network through
-        raise ReferenceNotFound(f"the tracking server {uri} cannot be used: {_first_line(error)}") from None
+        raise ReferenceNotFound(f"the tracking server {masked(uri)} cannot be used: {_first_line(error)}") from None
     _answering.add(uri)
     return client
 
@@ -131,7 +139,7 @@ def champions() -> list[str]:
         if "champion" in (model.aliases or {}):
             found.append((model.last_updated_timestamp or 0, model.name))
     if not found:
-        raise ReferenceNotFound(f"the registry at {tracking_uri()} holds no champion; `make train` trains one, "
+        raise ReferenceNotFound(f"the registry at {masked(tracking_uri())} holds no champion; `make train` trains one, "
                                 "or name a bundle directory")  # fmt: skip
     return [f"{name}@champion" for _, name in sorted(found, reverse=True)]
 
@@ -145,7 +153,7 @@ def _from_registry(client: Any, name: str, alias: str, version: str) -> Referenc
     except MlflowException as error:
         known = _ask(client.search_registered_models, what)
         listed = ", ".join(f"{model.name}@{other}" for model in known for other in (model.aliases or {})) or "none"
-        raise ReferenceNotFound(f"{what}: not in the registry at {tracking_uri()} ({_first_line(error)}); "
+        raise ReferenceNotFound(f"{what}: not in the registry at {masked(tracking_uri())} ({_first_line(error)}); "
                                 f"registered: {listed}") from None  # fmt: skip
     path = _download(f"models:/{name}/{found.version}", what)
     return Reference(path, name, str(found.version), alias)
@@ -177,8 +185,10 @@ def _ask(question: Any, what: str) -> Any:
     try:
         return question()
     except (MlflowException, OSError) as error:
-        raise ReferenceNotFound(f"{what}: the tracking server {tracking_uri()} says: {_first_line(error)}") from None
+        raise ReferenceNotFound(
+            f"{what}: the tracking server {masked(tracking_uri())} says: {_first_line(error)}"
+        ) from None
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return masked((str(error).strip().splitlines() or [type(error).__name__])[0])

@@ -483,6 +483,7 @@ class NARX(Masked[tuple[Tensor, Tensor]]):
         if targets.shape != wanted:
             raise ValueError(f"NARX: targets have shape {tuple(targets.shape)}; {wanted} fits")
         targets = zero_padding(targets, lengths)
+        self.check_finite(targets, "targets hold", "output")
         if teacher_forcing < 1:
             return self._half_open(x, targets, lengths, carry, teacher_forcing)
         inputs, outputs = carry
@@ -546,8 +547,7 @@ class LSTM(Masked[tuple[Tensor, Tensor]]):
             self.b[hidden_size : 2 * hidden_size] = forget_bias
 
     def initial_carry(self, batch_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        zeros = like.new_zeros(batch_size, self.hidden_size)
-        return zeros, zeros
+        return like.new_zeros(batch_size, self.hidden_size), like.new_zeros(batch_size, self.hidden_size)
 
     def step(
         self, carry: tuple[Tensor, Tensor], x: Tensor, mask: Tensor | None = None
@@ -728,7 +728,7 @@ class MinGRU(Recurrent[Tensor]):
         return _scan_terms(self._terms, x, lengths, carry)
 
     def _terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z, n = linear(x, self.V, self.b).chunk(2, -1)
+        z, n = _full(linear(x, self.V, self.b)).chunk(2, -1)
         return (-z).sigmoid(), z.sigmoid() * n
 
 
@@ -771,10 +771,15 @@ class MinLSTM(Recurrent[Tensor]):
         return _scan_terms(self._terms, x, lengths, carry)
 
     def _terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        f, i, n = linear(x, self.V, self.b).chunk(3, -1)
+        f, i, n = _full(linear(x, self.V, self.b)).chunk(3, -1)
         # log(f / i), so that the shares stay defined where both gates are shut.
         flow = nn.functional.logsigmoid(f) - nn.functional.logsigmoid(i)
         return flow.sigmoid(), (-flow).sigmoid() * n
+
+
+def _full(z: Tensor) -> Tensor:
+    """z in float32 at least: a share near 1 that is kept at every step needs its digits."""
+    return z.float() if z.dtype.itemsize < 4 else z
 
 
 def _scan_terms(
@@ -783,4 +788,4 @@ def _scan_terms(
     """Run h_t = keep(x_t) * h_{t-1} + add(x_t) over x (B, T, I)."""
     keep, add = terms(x.transpose(0, 1).contiguous())
     h = kernels.linear_scan(keep, add, carry).transpose(0, 1)
-    return zero_padding(h, lengths), gather(h, lengths)
+    return zero_padding(h, lengths), gather(h, lengths).clone()

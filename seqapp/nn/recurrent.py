@@ -136,9 +136,14 @@ class Encoder(nn.Module, ABC):
             raise ValueError(f"{name}: x has shape {tuple(x.shape)}; (batch, time, {self.input_size}) fits")
         if not x.is_floating_point():
             raise ValueError(f"{name}: x has dtype {x.dtype}; a floating-point one fits")
+        own = next((parameter.dtype for parameter in self.parameters()), x.dtype)
+        if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"{name}: x has dtype {x.dtype}; {own}, the weights', fits")
         if x.shape[1] == 0:
             raise ValueError(f"{name}: x has no time steps; at least one fits")
         if lengths is not None:
+            if lengths.dtype not in (torch.int64, torch.int32):
+                raise ValueError(f"{name}: lengths have dtype {lengths.dtype}; torch.int64 fits")
             if lengths.shape != x.shape[:1]:
                 raise ValueError(f"{name}: lengths have shape {tuple(lengths.shape)}; ({x.shape[0]},) fits")
             if len(lengths) and (int(lengths.min()) < 1 or int(lengths.max()) > x.shape[1]):
@@ -158,15 +163,19 @@ class Encoder(nn.Module, ABC):
                 lengths = None
             else:
                 x = zero_padding(x, lengths)
-        # The sum is finite unless a value is not or the sum itself overflows: one cheap pass in the usual case.
-        if not bool(x.detach().sum().isfinite()):
-            bad = (~x.isfinite()).nonzero()
-            if len(bad):
-                row, step, unit = bad[0].tolist()
-                value = x[row, step, unit].item()
-                raise NotFinite(f"{type(self).__name__}: x holds {value} in row {row}, step {step}, input {unit} "
-                                "(places count from 0); finite numbers fit")  # fmt: skip
+        self.check_finite(x, "x holds", "input")
         return x, lengths
+
+    def check_finite(self, x: Tensor, holds: str, unit: str) -> None:
+        """Raise NotFinite, naming this layer and the place, if x (B, T, I) holds NaN or infinity."""
+        # The sum is finite unless a value is not or the sum itself overflows: one cheap pass in the usual case.
+        if bool(x.detach().sum().isfinite()):
+            return
+        bad = (~x.isfinite()).nonzero()
+        if len(bad):
+            row, step, place = bad[0].tolist()
+            raise NotFinite(f"{type(self).__name__}: {holds} {x[row, step, place].item()} in row {row}, step {step}, "
+                            f"{unit} {place} (places count from 0); finite numbers fit")  # fmt: skip
 
 
 class Recurrent(Encoder, Generic[C]):
@@ -214,17 +223,22 @@ class Recurrent(Encoder, Generic[C]):
             ValueError: if a shape does not fit.
         """
         x, lengths = self.prepare_input(x, lengths)
-        fresh = self.initial_carry(len(x), x)
         if carry is None:
-            carry = fresh
+            carry = self.initial_carry(len(x), x)
         else:
-            self._check_carry(carry, fresh)
+            # On the meta device a fresh carry costs no memory and draws no random number.
+            self._check_carry(carry, self.initial_carry(len(x), x.new_empty(0, device="meta")))
         return x, lengths, carry
 
     def _check_carry(self, carry: C, fresh: C) -> None:
         came, fits = _shapes(carry), _shapes(fresh)
         if came != fits:
             raise ValueError(f"{type(self).__name__}: carry has shape {came}; {fits} fits")
+        leaves: list[tuple[Tensor, Tensor]] = []
+        map_carry(lambda leaf, other: leaves.append((leaf, other)) or leaf, carry, fresh)  # type: ignore[func-returns-value]
+        for leaf, other in leaves:
+            if leaf.dtype != other.dtype and not torch.is_autocast_enabled(leaf.device.type):
+                raise ValueError(f"{type(self).__name__}: carry has dtype {leaf.dtype}; {other.dtype} fits")
 
 
 class Masked(Recurrent[C]):
@@ -242,7 +256,9 @@ class Masked(Recurrent[C]):
 
 
 def _shapes(carry: Carry) -> Any:
-    return tuple(carry.shape) if isinstance(carry, Tensor) else tuple(_shapes(leaf) for leaf in carry)
+    if isinstance(carry, Tensor):
+        return tuple(carry.shape)
+    return tuple(_shapes(leaf) for leaf in carry) if isinstance(carry, tuple) else type(carry).__name__
 
 
 RECURRENT: Registry[Recurrent[Any]] = Registry("recurrent layer", given=("input_size",))
@@ -418,8 +434,12 @@ class Variational(Recurrent[tuple[C, Tensor, Tensor]]):
     ) -> None:
         super().__init__()
         if recurrent_dropout and not isinstance(layer, Masked):
-            raise ValueError(f"{type(layer).__name__} multiplies no recurrent signal by weights, so there is nothing "
-                             "for recurrent_dropout to drop; 0 fits")  # fmt: skip
+            name = type(layer).__name__
+            if isinstance(layer, Stack | Variational):
+                raise ValueError(f"{name}: recurrent_dropout is for one layer; variational around the layers inside "
+                                 "it fits")  # fmt: skip
+            raise ValueError(f"{name} multiplies no recurrent signal by weights, so there is nothing for "
+                             "recurrent_dropout to drop; 0 fits")  # fmt: skip
         self.layer = layer
         self.input_size, self.output_size = layer.input_size, layer.output_size
         self.input_dropout, self.recurrent_dropout = input_dropout, recurrent_dropout

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from seqapp.errors import ConfigError, SeqappError
 from seqapp.metrics import Metric
 from seqapp.models.registry import MODELS
+from seqapp.nn.recurrent import Carry
 from seqapp.registry import Registry
 
 E = TypeVar("E")
@@ -26,12 +27,32 @@ I = TypeVar("I")  # noqa: E741
 
 
 class InputError(SeqappError):
-    """One input of a request or a file cannot be answered; ``index`` tells which."""
+    """An input of a request or a file cannot be answered; ``index`` tells which.
+
+    Where several cannot, ``problems`` tells what is wrong with each, and ``index`` and ``problem`` are of the first.
+
+    Args:
+        index: of the input, from 0.
+        problem: what is wrong with it, and what would fit.
+    """
 
     def __init__(self, index: int, problem: str) -> None:
         self.index = index
         self.problem = problem
+        self.problems: Mapping[int, str] = {index: problem}
         super().__init__(f"input {index}: {problem}")
+
+    @classmethod
+    def of(cls, problems: Mapping[int, str]) -> InputError:
+        """One error for every bad input of a call.
+
+        Args:
+            problems: index -> what is wrong; at least one.
+        """
+        first = min(problems)
+        error = cls(first, problems[first])
+        error.problems = dict(sorted(problems.items()))
+        return error
 
 
 class Task(ABC, Generic[E, I]):
@@ -43,8 +64,20 @@ class Task(ABC, Generic[E, I]):
     """The dataclass that a fitting data source yields."""
     model_kind: ClassVar[str]
     """The kind of model this task trains."""
-    selection: ClassVar[tuple[str, str]]
+    selection: tuple[str, str]
     """The validation score that chooses between weights, and whether "max" or "min" is better."""
+    unit: str = "examples"
+    """What examples are called, in the plural."""
+    titles: Mapping[str, str] = {"nll": "nll (nats)"}
+    """Score -> what a table or a picture calls it, with its unit, where that is not its name."""
+    shares: Sequence[str] = ("accuracy", "solved")
+    """The scores that are shares of something counted, shown in percent."""
+    file_options: Sequence[str] = ("encoding",)
+    """The keywords that :meth:`read_examples` takes."""
+    limits: str = "It answers an input unlike those it was trained on with the same confidence."
+    """What a person must not expect of the answers, for the model card."""
+    carries: ClassVar[bool] = False
+    """Whether :meth:`chunks` and :meth:`loss_carried` are there, for truncated back-propagation through time."""
 
     @abstractmethod
     def prepare(self, examples: Sequence[E]) -> None:
@@ -72,11 +105,47 @@ class Task(ABC, Generic[E, I]):
 
     @abstractmethod
     def collate(self, items: Sequence[I]) -> Any:
-        """A batch: padded ids (B, T), lengths (B,), targets."""
+        """A batch: padded rows (B, T, ...), ``lengths`` (B,), targets."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Metric]]:
         """The mean loss of a batch and its metrics."""
+
+    def chunks(self, batch: Any, steps: int) -> Iterator[Any]:
+        """``batch`` cut along time for truncated back-propagation (Williams & Peng 1990).
+
+        LAW: as many pieces as ceil(T / ``steps``) for the longest row T, in order, each with its ``lengths`` within the
+        piece; ``fresh`` is True for the first alone. Rows stand longest first and those that have ended are left out,
+        so the rows of a piece are the first rows of the piece before.
+
+        Args:
+            batch: what :meth:`collate` made.
+            steps: most positions in one piece, at least 1.
+
+        Raises:
+            ConfigError: if this task carries no state.
+        """
+        raise self._carries_nothing()
+
+    def loss_carried(
+        self, model: nn.Module, batch: Any, carry: Carry | None
+    ) -> tuple[Tensor, dict[str, Metric], Carry]:
+        """The mean loss of a piece that :meth:`chunks` made, its metrics, and the carry after it.
+
+        Args:
+            model: built by this task.
+            batch: a piece of R rows.
+            carry: after the piece before, every leaf (R, ...); None starts afresh.
+
+        Raises:
+            ConfigError: if this task carries no state.
+        """
+        raise self._carries_nothing()
+
+    def _carries_nothing(self) -> ConfigError:
+        return ConfigError(
+            f"train.truncate: {type(self).__name__} reads each row as a whole and carries no state; 0 would fit"
+        )
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
@@ -114,6 +183,10 @@ class Task(ABC, Generic[E, I]):
     @abstractmethod
     def read_examples(self, path: Path, **columns: Any) -> list[E]:
         """Examples with their answers from a user's file.
+
+        Args:
+            path: the file.
+            columns: some of :attr:`file_options`.
 
         Raises:
             DataError: naming file and line.

@@ -6,7 +6,7 @@ import json
 import logging
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -91,6 +91,15 @@ class Sentiment(Task[LabelledText, Item]):
     example_type = LabelledText
     model_kind = "classifier"
     selection = ("accuracy", "max")
+    unit = "texts"
+    titles: Mapping[str, str] = {"nll": "nll (nats per text)", "macro_f1": "macro F1"}
+    shares = ("accuracy",)
+    file_options = ("text", "label", "encoding", "format")
+    limits = (
+        "It knows the language and the kind of text it was trained on, and answers any other text with the same "
+        "confidence. It\nreads a text as a whole and does not say what an opinion is about. Its probabilities are not "
+        "calibrated."
+    )
 
     def __init__(
         self,
@@ -200,9 +209,13 @@ class Sentiment(Task[LabelledText, Item]):
 
     def _encode_texts(self, texts: Sequence[str]) -> list[Encoded]:
         encoded = self.tokenizer.encode_batch(texts)
-        for index, (row, text) in enumerate(zip(encoded, texts, strict=True)):
-            if not row.ids or not text.strip():
-                raise InputError(index, "the text is empty: it holds no word, digit or mark")
+        empty = [
+            index
+            for index, (row, text) in enumerate(zip(encoded, texts, strict=True))
+            if not row.ids or not text.strip()
+        ]
+        if empty:
+            raise InputError.of(dict.fromkeys(empty, "the text is empty: it holds no word, digit or mark"))
         if self.max_tokens is None:
             return encoded
         cut = [len(row.ids) - self.max_tokens for row in encoded if len(row.ids) > self.max_tokens]

@@ -14,6 +14,10 @@ import pytest
 import torch
 from sqlalchemy import Engine, event
 
+from seqapp.data.splits import SOURCES
+from seqapp.models.registry import MODELS
+from seqapp.tasks import TASKS
+from tests.pipelines import toys
 from tests.pipelines.worlds import Done, Said, World, git, texts, write_csv
 
 FOREIGN = (
@@ -66,6 +70,15 @@ def world(make_world: Callable[[Path], World], tmp_path: Path, monkeypatch: pyte
     made = make_world(tmp_path)
     made.enter(monkeypatch)
     return made
+
+
+@pytest.fixture
+def toy(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A fresh world whose registries hold the toy task too, with its config toy.yaml."""
+    for registry, kind in ((TASKS, "tasks"), (MODELS, "models"), (SOURCES, "sources")):
+        monkeypatch.setitem(registry.own, "toy", toys.KINDS[kind])
+    world.config("toy.yaml", toys.CONFIG)
+    return world
 
 
 @pytest.fixture(scope="session")

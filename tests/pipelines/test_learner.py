@@ -4,15 +4,20 @@ import math
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from pipelines.data import Batches
 from pipelines.module import Learner, rate_at
+from pipelines.optim import AdamWByRow
 from seqapp.data.batching import LengthBuckets
 from seqapp.data.splits import LabelledText
+from seqapp.errors import ConfigError
+from seqapp.metrics import Ratio
 from seqapp.tasks import TASKS
+from tests.pipelines.toys import Toy
 from tests.pipelines.worlds import World, texts, write_csv
 
 
@@ -124,6 +129,83 @@ def test_clip_norm_bounds_the_gradient(world: World) -> None:
     # The logged norm is the one before clipping: it tells whether the bound is reached.
     assert norms[0] == norms[2] > 1e-2
     assert norms[1] > 1e-2
+
+
+def stepped_with(monkeypatch: pytest.MonkeyPatch, gradient: float) -> list[torch.Tensor]:
+    """The gradients that reach the optimiser, flat, when the task's are ``gradient`` times 1, -2, 3, -4, ..."""
+
+    def loss(task: Toy, model: nn.Module, batch: Any) -> Any:
+        parameters = list(model.parameters())
+        flat = torch.cat([parameter.flatten() for parameter in parameters])
+        total = (flat * known(len(flat), gradient)).sum()
+        return total, {"mse": Ratio("mse", total.detach().double(), 1)}
+
+    found: list[torch.Tensor] = []
+    plain = AdamWByRow.step
+
+    def step(self: AdamWByRow, closure: Any = None) -> Any:
+        # Lightning computes and clips the gradients inside the closure.
+        result = closure()
+        found.append(torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]]))
+        plain(self)
+        return result
+
+    monkeypatch.setattr(Toy, "loss", loss)
+    monkeypatch.setattr(AdamWByRow, "step", step)
+    return found
+
+
+def known(size: int, scale: float) -> torch.Tensor:
+    return scale * torch.arange(1.0, size + 1) * (-1.0) ** torch.arange(size)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 3.0, 1e6])
+@pytest.mark.parametrize("scale", [1e-3, 1.0])
+def test_clipping_by_norm_is_pascanu_s_law(
+    toy: World, monkeypatch: pytest.MonkeyPatch, threshold: float, scale: float
+) -> None:
+    found = stepped_with(monkeypatch, scale)
+    trained = toy.train("train.epochs=1", f"train.clip_norm={threshold}", config="toy.yaml", register=False)
+    g = known(trained.parameters, scale)
+    norm = float(g.norm())
+    wanted = g * threshold / norm if threshold and norm > threshold else g
+    assert len(found) > 1
+    for gradient in found:
+        torch.testing.assert_close(gradient.sort().values, wanted.sort().values, rtol=1e-5, atol=1e-7)
+    # What is logged is the norm before clipping.
+    assert toy.history(trained.run_id)["train/gradient_norm"][0][1] == pytest.approx(norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 3.0, 1e6])
+def test_clipping_by_value_bounds_each_component(toy: World, monkeypatch: pytest.MonkeyPatch, threshold: float) -> None:
+    found = stepped_with(monkeypatch, 1.0)
+    choices = ("train.epochs=1", "train.clip_norm=0", f"train.clip_value={threshold}")
+    trained = toy.train(*choices, config="toy.yaml", register=False)
+    wanted = known(trained.parameters, 1.0).clamp(-threshold, threshold)
+    assert len(found) > 1
+    for gradient in found:
+        assert torch.equal(gradient.sort().values, wanted.sort().values)
+
+
+def test_clipping_both_ways_is_refused(world: World) -> None:
+    with pytest.raises(
+        ConfigError, match=r"train\.clip_value is 0\.5 and train\.clip_norm is 1; .* train\.clip_norm=0"
+    ):
+        world.train("train.clip_value=0.5")
+    assert not list(world.path.glob("runs/*"))
+
+
+# Scores
+
+
+def test_scores_are_logged_in_double_precision(toy: World) -> None:
+    trained = toy.train(config="toy.yaml", register=False)
+    history = toy.history(trained.run_id)
+    for name in ("train/mse", "validation/mse", "train/solved"):
+        assert [step for step, _ in history[name]] == [0, 1]
+    values = [value for name in ("train/mse", "validation/mse") for _, value in history[name]]
+    assert any(float(np.float32(value)) != value for value in values)
+    assert min(value for _, value in history["validation/mse"]) == trained.scores["validation"]["mse"]
 
 
 # Epochs

@@ -1,5 +1,8 @@
 """The optimiser that moves only the rows a batch has used."""
 
+from typing import Any, get_args
+
+import pytest
 import torch
 from torch import nn
 from torch.optim import AdamW, SparseAdam
@@ -7,6 +10,8 @@ from torch.optim import AdamW, SparseAdam
 from pipelines.module import build_optimizer, running_average
 from pipelines.optim import AdamWByRow
 from seqapp.models.classifier import build_classifier
+from seqapp.nn.recurrent import ENCODERS
+from seqapp.registry import Registry
 
 
 def test_rows_move_as_in_sparse_adam() -> None:
@@ -66,6 +71,42 @@ def test_decay_spares_biases_and_tables() -> None:
         assert (id(parameter) in by_row) == table, name
         assert (id(parameter) in decayed) == (parameter.dim() >= 2 and not table), name
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def spec_of(kind: str, family: Registry[Any]) -> dict[str, Any]:
+    """The smallest spec of a kind: what it needs and no more."""
+    spec: dict[str, Any] = {"kind": kind}
+    for name, option in family[kind].options.items():
+        if option.required:
+            layers = any(isinstance(part, Registry) for part in _parts(option.annotation))
+            listed = "list" in str(option.annotation)
+            inner: Any = {"kind": "lstm", "hidden_size": 4} if layers else 4
+            spec[name] = [inner, inner] if listed else inner
+    return spec
+
+
+def _parts(annotation: Any) -> list[Any]:
+    arguments = get_args(annotation)
+    return [*arguments, *(part for argument in arguments for part in _parts(argument))]
+
+
+@pytest.mark.parametrize("kind", list(ENCODERS))
+def test_decay_is_for_the_weights_of_every_network(kind: str) -> None:
+    layer = ENCODERS.build(spec_of(kind, ENCODERS), input_size=4)
+    model = nn.ModuleDict({"embedding": nn.Embedding(5, 4), "norm": nn.LayerNorm(4), "encoder": layer,
+                           "scale": nn.GroupNorm(2, 4), "head": nn.Linear(layer.output_size, 2)})  # fmt: skip
+    groups = build_optimizer(model, 1e-3, 0.5).param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] > 0 for p in group["params"]}
+    names = dict(model.named_parameters())
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    for name, parameter in names.items():
+        weight = parameter.dim() >= 2 and name != "embedding.weight"
+        assert (id(parameter) in decayed) == weight, name
+        last = name.rpartition(".")[2]
+        # The shape tells weights from biases only as long as no bias has two dimensions.
+        assert not (weight and (last.startswith("b") or "bias" in last or "norm" in name)), name
+    inside = [name for name, parameter in layer.named_parameters() if id(parameter) in decayed]
+    assert inside, "a network without a single weight that decays"
 
 
 def test_running_average_rises_to_its_decay() -> None:

@@ -90,8 +90,11 @@ def test_every_epoch_has_one_value_of_each_score(done: Done) -> None:
 
 
 def test_the_learning_curves_have_epochs_on_their_axis(done: Done) -> None:
-    figure = figures.learning_curves(tracking.history(done.trained.run_id), "tiny")
-    assert {axes.get_title() for axes in figure.axes} == {"nll (nats per text)", "accuracy", "macro_f1"}
+    history = tracking.history(done.trained.run_id)
+    titles = {axes.get_title() for axes in figures.learning_curves(history, "tiny").axes}
+    assert titles == {"nll", "accuracy", "macro_f1"}
+    figure = figures.learning_curves(history, "tiny", bundle.load(done.trained.bundle).task.titles)
+    assert {axes.get_title() for axes in figure.axes} == {"nll (nats per text)", "accuracy", "macro F1"}
     for axes in figure.axes:
         assert [line.get_label() for line in axes.lines] == ["train", "validation"]
         for line in axes.lines:

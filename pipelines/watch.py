@@ -1,0 +1,56 @@
+"""Recurrent matrices while they are trained: how much each stretches the state, once an epoch."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from torch import nn
+
+from seqapp.diagnostics import LARGEST_BLOCK, largest_singular_value, recurrent_blocks, spectral_radius
+
+log = logging.getLogger(__name__)
+
+PREFIX = "recurrent/"
+RADIUS, SINGULAR = "spectral_radius", "largest_singular_value"
+
+
+class RecurrentWatch(Callback):
+    """Logs ``recurrent/<layer>.<gate>/spectral_radius`` and ``.../largest_singular_value`` after every epoch.
+
+    They are those of the weights being trained, not of their running average. Saxe et al. 2014; Pascanu et al. 2013.
+
+    Args:
+        largest: blocks with more rows are left out, since their eigenvalues take seconds.
+    """
+
+    def __init__(self, largest: int = LARGEST_BLOCK) -> None:
+        self.largest = largest
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name, block in recurrent_blocks(_model(pl_module)).items():
+            if len(block) > self.largest:
+                log.info("%s has %d rows; its eigenvalues are not watched, only those up to %d are",
+                         name, len(block), self.largest)  # fmt: skip
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # The learner logs the step, which is the epoch, with its own scores of the same moment.
+        pl_module.log_dict(measure(_model(pl_module), self.largest), batch_size=1)
+
+
+def measure(model: nn.Module, largest: int = LARGEST_BLOCK) -> dict[str, float]:
+    """Metric name -> value, of every recurrent matrix of ``model`` with at most ``largest`` rows."""
+    found = {}
+    for name, block in recurrent_blocks(model).items():
+        if len(block) <= largest and bool(block.isfinite().all()):
+            block = block.float()
+            found[f"{PREFIX}{name}/{RADIUS}"] = float(spectral_radius(block))
+            found[f"{PREFIX}{name}/{SINGULAR}"] = float(largest_singular_value(block))
+    return found
+
+
+def _model(module: Any) -> nn.Module:
+    model: nn.Module = module.model
+    return model
