@@ -55,8 +55,9 @@ bench: $(READY) ## measure training speed again; docs/benchmarks.md says what th
 	$(BIN)/python benchmarks/training_speed.py
 	$(BIN)/python benchmarks/report.py
 
-docs: $(READY) ## write docs/benchmarks.md from benchmarks/results
+docs: $(READY) ## write docs/benchmarks.md from benchmarks/results, and the pictures of docs/models.md
 	$(BIN)/python benchmarks/report.py
+	$(BIN)/python docs/draw_models.py
 
 clean: ## remove caches, but neither runs nor the registry
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -62,7 +62,10 @@ def train(
 
     progress = not quiet and sys.stdout.isatty()
     trained = [run.train(config, overrides, resume=resume, register=register, progress=progress) for config in configs]
-    for table in comparison.tables([row for task in _tasks(trained) for row in comparison.collect(task)]):
+    ours = {result.run_id for result in trained}
+    rows = [row for task in _tasks(trained) for row in comparison.collect(task)]
+    data = {row.digest for row in rows if row.run_id in ours}
+    for table in comparison.tables([row for row in rows if row.digest in data]):
         out.print(table)
     for result in trained:
         out.print(f"{result.name}: bundle {result.bundle}, run {result.run_id}", highlight=False, soft_wrap=True)
@@ -151,7 +154,7 @@ def export(
 def compare(
     task: Annotated[str, typer.Argument(help="such as sentiment")] = "sentiment",
     runs: Annotated[list[str] | None, typer.Option(help="only these run ids")] = None,
-    every: Annotated[bool, typer.Option("--all", help="also older runs of the same name")] = False,
+    every: Annotated[bool, typer.Option("--all", help="also older runs of the same config and network")] = False,
 ) -> None:
     """Finished runs side by side, one table per data set."""
     from pipelines import compare as comparison

@@ -36,7 +36,7 @@ def intervals(task: Task[Any, Any], totals: Mapping[str, Metric], examples: int)
 
 
 def network_of(spec: Mapping[str, Any]) -> str:
-    """The kind of the first network that a model spec names; of the model itself if it names none."""
+    """The kinds of the first network that a model spec names, such as "birnn of lstm"; else that of the model."""
     return _first_network(spec) or str(spec["kind"])
 
 
@@ -44,7 +44,11 @@ def _first_network(spec: Any) -> str | None:
     parts = list(spec.values()) if isinstance(spec, Mapping) else spec if isinstance(spec, list) else []
     for part in parts:
         if isinstance(part, Mapping) and part.get("kind") in ENCODERS:
-            return str(part["kind"])
+            inside = [
+                _first_network([layer]) for layer in (*part.get("layers", ()), part.get("layer"), part.get("back"))
+            ]
+            kinds = ", ".join(kind for kind in inside if kind)
+            return f"{part['kind']} of {kinds}" if kinds else str(part["kind"])
     return next((found for part in parts if (found := _first_network(part))), None)
 
 

@@ -41,7 +41,7 @@ class Row:
 
 
 def collect(task: str, *, runs: Sequence[str] = (), every: bool = False) -> list[Row]:
-    """Finished runs of a task, the newest of each name unless ``every``.
+    """Finished runs of a task, the newest of each name and network unless ``every``.
 
     Args:
         task: the experiment, such as "sentiment".
@@ -64,7 +64,7 @@ def collect(task: str, *, runs: Sequence[str] = (), every: bool = False) -> list
         row = _row(run)
         if row is None:
             continue
-        key = (row.name, row.digest, row.metric)
+        key = (row.name, row.network, row.digest, row.metric)
         if every or runs or key not in seen:
             rows.append(row)
         seen.add(key)

@@ -298,7 +298,7 @@ def feedback(
         b: (H,).
         above: U_2 (H_2, H), b_2, U_3, b_3, ...
         activations: f_1, f_2, ...
-        mask: (B, F), one for the whole row; None for ones.
+        mask: (B, F), one for the whole row, and no gradient goes there; None for ones.
         decay: how much of u_t stays in u_{t+1}.
         taps: q.
         through_time: False stops the gradient at u_t.
@@ -622,7 +622,12 @@ def linear_scan(keep: Tensor, add: Tensor, h: Tensor, *, chunks: int | None = No
 
     Returns:
         (T, B, H).
+
+    Raises:
+        ValueError: if there are no chunks.
     """
+    if chunks is not None and chunks < 1:
+        raise ValueError(f"chunks: {chunks}; 1 or more fits")
     if chunks is None:
         busy = h.numel() >= 4096 and h.device.type == "cpu"
         chunks = 1 if busy else max(1, round(len(add) ** 0.5))

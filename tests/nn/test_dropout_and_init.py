@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from seqapp.nn.cells import GRU, LSTM, Elman, GRUResetAfter
-from seqapp.nn.dropout import LockedDropout, TokenDropout
+from seqapp.nn.dropout import TokenDropout
 from seqapp.nn.init import glorot_, orthogonal_
 
 PAD, UNK = 0, 1
@@ -28,26 +28,10 @@ def test_token_dropout_replaces_valid_tokens_by_unknown_and_nothing_else() -> No
     assert (ids[:, :30] >= 2).all(), "the input was changed in place"
 
 
-def test_locked_dropout_zeroes_the_same_units_at_every_position() -> None:
-    x = torch.rand(100, 9, 50) + 1
-    y = LockedDropout(0.4)(x)
-    kept = y != 0
-    assert torch.equal(kept, kept[:, :1].expand_as(kept))
-    assert_close(y[kept], (x / 0.6)[kept])
-    masks = kept[:, 0]
-    assert abs(masks.float().mean().item() - 0.6) < 4 * math.sqrt(0.4 * 0.6 / 5000)
-    assert len({tuple(row) for row in masks.tolist()}) > 90, "rows must not share a mask"
-
-
 def test_dropout_does_nothing_at_zero_or_in_eval_mode() -> None:
-    ids, x = torch.randint(0, 50, (5, 7)), torch.randn(5, 7, 3)
-    for module, given in [
-        (TokenDropout(0.9, unk=UNK, pad=PAD).eval(), ids),
-        (TokenDropout(0.0, unk=UNK, pad=PAD), ids),
-        (LockedDropout(0.9).eval(), x),
-        (LockedDropout(0.0), x),
-    ]:
-        assert torch.equal(module(given), given)
+    ids = torch.randint(0, 50, (5, 7))
+    for module in (TokenDropout(0.9, unk=UNK, pad=PAD).eval(), TokenDropout(0.0, unk=UNK, pad=PAD)):
+        assert torch.equal(module(ids), ids)
 
 
 def test_orthogonal_blocks_keep_the_norm_and_differ() -> None:

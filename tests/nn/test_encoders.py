@@ -224,3 +224,184 @@ def test_gather_takes_the_last_valid_output() -> None:
     assert torch.equal(gather(y, LENGTHS), torch.stack([row[n - 1] for row, n in zip(y, LENGTHS, strict=True)]))
     assert torch.equal(gather(y, None), y[:, -1])
     assert valid_mask(torch.tensor([1, 3]), 3).tolist() == [[True, False, False], [True, True, True]]
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    **{name: {"kind": name, "hidden_size": 4} for name in RECURRENT if name not in ("stack", "variational")},
+    "stack": {"kind": "stack", "layers": [{"kind": "lstm", "hidden_size": 5}, {"kind": "mingru", "hidden_size": 4}]},
+    "variational": {
+        "kind": "variational", "layer": {"kind": "gru", "hidden_size": 4}, "input_dropout": 0.3,
+        "recurrent_dropout": 0.3,
+    },
+}  # fmt: skip
+
+
+def leaves(carry: Any) -> list[Tensor]:
+    return [carry] if isinstance(carry, Tensor) else [leaf for part in carry for leaf in leaves(part)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+def test_swapped_directions_read_the_reversed_input(kind: str, lengths: Tensor | None) -> None:
+    """Of every kind, in both ways of reading, outputs and carries."""
+    encoder = build({"kind": "birnn", "layer": KINDS[kind]})
+    assert isinstance(encoder, Bidirectional)
+    assert all(p is not q for p, q in zip(encoder.ahead.parameters(), encoder.back.parameters(), strict=True))
+    swapped = Bidirectional(encoder.back, encoder.ahead)
+    x = inputs()
+    mirrored = x.clone()
+    for row, n in enumerate(LENGTHS.tolist() if lengths is not None else [T] * B):
+        mirrored[row, :n] = x[row, :n].flip(0)
+    y, ends = encoder(x, lengths)
+    y_swapped, ends_swapped = swapped(mirrored, lengths)
+    for row, n in enumerate(LENGTHS.tolist() if lengths is not None else [T] * B):
+        wanted = y[row, :n].flip(0)
+        assert_close(y_swapped[row, :n], torch.cat([wanted[:, 4:], wanted[:, :4]], 1), rtol=0, atol=1e-12)
+        assert not y_swapped[row, n:].any()
+    for one, other in zip(leaves(ends), leaves((ends_swapped[1], ends_swapped[0])), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("merge", ["concat", "sum", "mean"])
+def test_birnn_of_every_kind_is_two_layers_run_row_by_row(kind: str, merge: str) -> None:
+    encoder = build({"kind": "birnn", "layer": KINDS[kind], "merge": merge})
+    assert isinstance(encoder, Bidirectional)
+    x = inputs()
+    x[torch.arange(T) >= LENGTHS[:, None]] = float("nan")
+    y, (ahead, back) = encoder(x, LENGTHS)
+    for row, n in enumerate(LENGTHS.tolist()):
+        alone = x[row : row + 1, :n]
+        one, end_ahead = encoder.ahead(alone)
+        two, end_back = encoder.back(alone.flip(1))
+        two = two.flip(1)
+        expected = torch.cat([one, two], 2) if merge == "concat" else (one + two) / (2 if merge == "mean" else 1)
+        assert_close(y[row : row + 1, :n], expected, rtol=0, atol=1e-12)
+        assert not y[row, n:].any()
+        for batch, single in zip(leaves((ahead, back)), leaves((end_ahead, end_back)), strict=True):
+            assert_close(batch[row : row + 1], single, rtol=0, atol=1e-12)
+        if merge == "concat":
+            assert_close(encoder.last(y, LENGTHS)[row], torch.cat([one[0, -1], two[0, 0]]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_birnn_of_every_kind_has_the_gradient_of_its_rows(kind: str) -> None:
+    encoder = build({"kind": "birnn", "layer": KINDS[kind]})
+    x = inputs().requires_grad_()
+    parameters = [x, *encoder.parameters()]
+    together = torch.autograd.grad(encoder(x, LENGTHS)[0].square().sum(), parameters)
+    rows = [encoder(x[row : row + 1, :n])[0].square().sum() for row, n in enumerate(LENGTHS.tolist())]
+    for one, other in zip(together, torch.autograd.grad(torch.stack(rows).sum(), parameters), strict=True):
+        assert_close(one, other, rtol=1e-10, atol=1e-11)
+
+
+MIXED: dict[str, Any] = {
+    "kind": "stack",
+    "layers": [
+        {"kind": "birnn", "layer": {"kind": "minlstm", "hidden_size": 3}},
+        {"kind": "tdnn", "hidden_size": 6},
+        {"kind": "birnn", "layer": {"kind": "jordan", "hidden_size": 2}, "back": {"kind": "lstm", "hidden_size": 4}},
+    ],
+}
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+def test_a_stack_that_reads_both_ways_by_hand(residual: bool, skip: bool, lengths: Tensor | None) -> None:
+    encoder = build({**MIXED, "residual": residual, "skip_to_output": skip})
+    assert isinstance(encoder, EncoderStack)
+    low, middle, top = encoder.layers
+    x = inputs()
+    first = low(x, lengths)[0]
+    second = middle(first, lengths)[0] + residual * first
+    third = top(second, lengths)[0] + residual * second
+    y, carries = encoder(x, lengths)
+    assert_close(y, torch.cat([first, second, third], -1) if skip else third, rtol=0, atol=1e-12)
+    assert encoder.output_size == y.shape[-1] == (18 if skip else 6)
+    assert len(carries) == 3
+    assert encoder.has_last
+    ends = (LENGTHS if lengths is not None else torch.full((B,), T)) - 1
+    rows = torch.arange(B)
+
+    def both_ways(y: Tensor, size: int) -> Tensor:
+        return torch.cat([y[rows, ends, :size], y[:, 0, size:]], -1)
+
+    wanted = [both_ways(first, 3), second[rows, ends], both_ways(third, 2)]
+    expected = torch.cat(wanted, -1) if skip else wanted[-1]
+    assert_close(encoder.last(y, lengths), expected, rtol=0, atol=1e-12)
+
+
+def test_last_of_a_stack_that_skips_over_a_merged_birnn_is_refused() -> None:
+    merged = {"kind": "birnn", "layer": {"kind": "gru", "hidden_size": 4}, "merge": "sum"}
+    spec = {"kind": "stack", "layers": [merged, {"kind": "birnn", "layer": {"kind": "gru", "hidden_size": 2}}]}
+    assert build(spec).has_last
+    skipping = build({**spec, "skip_to_output": True})
+    assert not skipping.has_last
+    with pytest.raises(ValueError, match="known only with merge: concat, not 'sum'"):
+        skipping.last(skipping(inputs())[0], None)
+    nested = build({"kind": "stack", "layers": [{**spec, "skip_to_output": True}, {"kind": "lstm", "hidden_size": 2}]})
+    assert nested.has_last
+    assert not build({"kind": "stack", "skip_to_output": True, "layers": [spec, merged]}).has_last
+
+
+def test_a_stack_in_a_stack_finds_its_last_outputs() -> None:
+    inner = {**MIXED, "skip_to_output": True}
+    encoder = build({"kind": "stack", "skip_to_output": True, "layers": [inner, {"kind": "gru", "hidden_size": 2}]})
+    assert isinstance(encoder, EncoderStack)
+    x = inputs()
+    y, _ = encoder(x, LENGTHS)
+    below, _ = encoder.layers[0](x, LENGTHS)
+    above, _ = encoder.layers[1](below, LENGTHS)
+    inside = encoder.layers[0]
+    assert isinstance(inside, EncoderStack)
+    expected = torch.cat([inside.last(below, LENGTHS), gather(above, LENGTHS)], -1)
+    assert torch.equal(encoder.last(y, LENGTHS), expected)
+
+
+def test_sizes_of_a_stack_that_reads_both_ways_must_meet() -> None:
+    both = Bidirectional(cells.GRU(3, 4), cells.GRU(3, 4))
+    with pytest.raises(ValueError, match="layer 0 gives 8 outputs, layer 1 takes 4"):
+        EncoderStack([both, cells.GRU(4, 4)])
+    with pytest.raises(ValueError, match="at least one layer"):
+        EncoderStack([])
+
+
+def test_dropout_of_a_stack_that_reads_both_ways_is_between_layers_alone() -> None:
+    spec = {"kind": "birnn", "layer": {"kind": "gru", "hidden_size": 3}}
+    one = build({"kind": "stack", "dropout": 0.5, "layers": [spec]})
+    x = inputs()
+    assert torch.equal(one.train()(x)[0], one.eval()(x)[0])
+    two = build({"kind": "stack", "dropout": 0.5, "layers": [spec, spec], "skip_to_output": True})
+    loud, quiet = two.train()(x)[0], two.eval()(x)[0]
+    assert torch.equal(loud[..., :6], quiet[..., :6])
+    assert not torch.allclose(loud[..., 6:], quiet[..., 6:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_misfits_of_a_birnn_name_it(kind: str) -> None:
+    encoder, x = build({"kind": "birnn", "layer": KINDS[kind]}), inputs()
+    bad = x.clone()
+    bad[2, 0, 1] = float("inf")
+    for given, lengths, fits in [
+        (x[..., :2], None, r"\(batch, time, 3\) fits"),
+        (x[:, :0], None, "at least one fits"),
+        (x.long(), None, "a floating-point one fits"),
+        (x, LENGTHS[:2], r"\(4,\) fits"),
+        (x, LENGTHS.float(), "lengths .* fits"),
+        (bad, LENGTHS, "x holds inf in row 2, step 0, input 1"),
+    ]:
+        with pytest.raises(ValueError, match=f"^Bidirectional: .*{fits}"):
+            encoder(given, lengths)
+
+
+@pytest.mark.parametrize("encoder", ROWS, indirect=True)
+def test_encoders_leave_their_input_alone_and_share_no_storage_with_it(encoder: Encoder) -> None:
+    x = inputs()
+    before = x.clone()
+    y, ends = encoder(x, LENGTHS)
+    y_whole, _ = encoder(x)
+    assert torch.equal(x, before)
+    for leaf in [*leaves(ends), x]:
+        assert leaf.untyped_storage().data_ptr() != y.untyped_storage().data_ptr()
+    assert y_whole.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.testing import assert_close
 
-from seqapp.nn.cells import GRU, LSTM, Elman, GRUResetAfter
+from seqapp.nn.cells import GRU, LSTM, Elman, GRUResetAfter, OutputRecurrent
 from seqapp.nn.recurrent import Bidirectional, Recurrent, Stack
 
 LENGTHS = torch.tensor([6, 2, 4, 1])
@@ -36,7 +39,7 @@ def copy_weights(source: nn.RNNBase, layer: Recurrent[object], suffix: str) -> N
     layer.load_state_dict(state)
 
 
-CASES = {
+CASES: dict[str, tuple[Callable[..., nn.Module], Callable[..., Recurrent[Any]]]] = {
     "lstm": (lambda *sizes, **more: nn.LSTM(*sizes, **more), LSTM),
     "gru": (lambda *sizes, **more: nn.GRU(*sizes, **more), GRUResetAfter),
     "tanh": (lambda *sizes, **more: nn.RNN(*sizes, **more), Elman),
@@ -140,7 +143,9 @@ def test_elman_is_the_equation_split_or_concatenated(activation: str) -> None:
     layer = Elman(3, 4, activation=activation, output_size=2, output_activation=activation).double()  # type: ignore[arg-type]
     randomised(layer)
     assert layer.output is not None
-    f = {"tanh": np.tanh, "relu": lambda a: np.maximum(a, 0), "sigmoid": sigmoid, "identity": lambda a: a}[activation]
+    f: Any = {"tanh": np.tanh, "relu": lambda a: np.maximum(a, 0), "sigmoid": sigmoid, "identity": lambda a: a}[
+        activation
+    ]
     x, h = np.random.default_rng(0).normal(size=(2, 6, 3)), np.zeros((2, 4))
     VW = torch.cat([layer.V, layer.W], 1).detach().numpy()
     U, b_y = layer.output.weight.detach().numpy(), layer.output.bias.detach().numpy()
@@ -158,3 +163,105 @@ def test_memory_of_an_lstm_survives_frozen_padding_exactly() -> None:
     _, (_, c) = layer(x, torch.tensor([1, 2]), carry)
     _, (_, c_short) = layer(x[:, :3], torch.tensor([1, 2]), carry)
     assert torch.equal(c, c_short)
+
+
+V_B = [
+    [-0.6200572, 0.7433989], [0.242517, -0.12119704], [-0.38525409, 0.2638626], [0.8809836, -0.12017238],
+    [0.2964511, 0.19422936],
+]  # fmt: skip
+W_B = [[0.98796964, 0.15464693], [-0.15464693, 0.9879698]]
+OUTPUTS_B = [[0.39241, 0.74433], [0.80116, 0.99130], [0.95468, 0.99931]]
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_worked_numbers_b(stepwise: bool) -> None:
+    """The reference's numbers: the output comes back to the output."""
+    layer = OutputRecurrent(5, 2)
+    with torch.no_grad():
+        layer.V.copy_(torch.tensor(V_B).T)
+        layer.W.copy_(torch.tensor(W_B).T)
+    x = torch.arange(1.0, 4)[:, None].expand(1, 3, 5)
+    assert_close(
+        nn.functional.linear(x, layer.V, layer.b_h)[0],
+        torch.tensor([[0.41464, 0.96012]]) * torch.arange(1.0, 4)[:, None], rtol=0, atol=5e-5,
+    )  # fmt: skip
+    if stepwise:
+        carry, outputs = layer.initial_carry(1, x), []
+        for t in range(3):
+            carry, y = layer.step(carry, x[:, t])
+            outputs.append(y)
+        y = torch.stack(outputs, 1)
+    else:
+        y, carry = layer(x)
+    assert_close(y[0], torch.tensor(OUTPUTS_B), rtol=0, atol=5e-5)
+    assert_close(carry[0], torch.tensor(OUTPUTS_B[-1]), rtol=0, atol=5e-5)
+    # By hand too, so that it is the equation which gives these numbers.
+    o = np.zeros(2)
+    for t, expected in enumerate(OUTPUTS_B):
+        o = np.tanh((t + 1) * np.sum(V_B, 0) + o @ np.array(W_B))
+        np.testing.assert_allclose(o, expected, atol=5e-5)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "sigmoid", "identity"])
+def test_output_recurrent_is_the_equation(activation: str) -> None:
+    layer = OutputRecurrent(3, 4, activation=activation).double()  # type: ignore[arg-type]
+    randomised(layer)
+    f: Any = {"tanh": np.tanh, "relu": lambda a: np.maximum(a, 0), "sigmoid": sigmoid, "identity": lambda a: a}[
+        activation
+    ]
+    V, W, b = (parameter.detach().numpy() for parameter in (layer.V, layer.W, layer.b_h))
+    x, o = np.random.default_rng(0).normal(size=(2, 6, 3)), np.random.default_rng(1).normal(size=(2, 4))
+    y, end = layer(torch.from_numpy(x), None, torch.from_numpy(o))
+    for t in range(6):
+        o = f((x[:, t] @ V.T + b) + o @ W.T)
+        np.testing.assert_allclose(y[:, t].detach().numpy(), o, atol=1e-12)
+    np.testing.assert_allclose(end.detach().numpy(), o, atol=1e-12)
+
+
+def test_worked_numbers_a_in_the_concatenated_form() -> None:
+    """[x ; h] @ [V ; W] gives what x V + h W gives, exactly."""
+    VW = np.array([[-1.0, -3, 0], [-2, -1, 2], [1, -1, 0], [0, 1, 1], [-1, 2, 0]])
+    U, h, seen = np.array([[1.0, -1], [1, 2], [-2, 1]]), np.zeros(3), []
+    for x in ([-1.0, 1], [1, -2], [3, -4]):
+        split = np.maximum(x @ VW[:2] + h @ VW[2:] + [1, 0, -1], 0)
+        h = np.maximum(np.concatenate([x, h]) @ VW + [1, 0, -1], 0)
+        assert (split == h).all()
+        seen.append((h.tolist(), np.maximum(h @ U + [-1, 1], 0).tolist()))
+    assert seen == [([0, 2, 1], [0, 6]), ([3, 3, 0], [5, 4]), ([9, 0, 0], [8, 0])]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_equal_those_of_pytorch(case: str, ragged: bool, dtype: torch.dtype) -> None:
+    theirs_of, ours_of = CASES[case]
+    theirs = randomised(theirs_of(3, 5, batch_first=True)).to(dtype)
+    assert isinstance(theirs, nn.RNNBase)
+    ours = ours_of(3, 5).to(dtype)
+    copy_weights(theirs, ours, "l0")
+    x = torch.randn(4, 6, 3, dtype=dtype, requires_grad=True)
+    start, cotangent = torch.rand(4, 5, dtype=dtype, requires_grad=True), torch.randn(4, 6, 5, dtype=dtype)
+    y, end = ours(x, LENGTHS if ragged else None, (start, start - 0.5) if case == "lstm" else start)
+    state = (start[None], start[None] - 0.5) if case == "lstm" else start[None]
+    if ragged:
+        packed, last = theirs(pack_padded_sequence(x, LENGTHS, batch_first=True, enforce_sorted=False), state)
+        expected, _ = pad_packed_sequence(packed, batch_first=True)
+    else:
+        expected, last = theirs(x, state)
+    leaves, lasts = (end, last) if case == "lstm" else ((end,), (last,))
+    limit = 2e-5 if dtype == torch.float32 else 1e-12
+    assert_close(y, expected, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-12)
+    got = torch.autograd.grad(
+        (cotangent * y).sum() + sum(leaf.square().sum() for leaf in leaves), [x, start, *ours.parameters()]
+    )
+    wanted = torch.autograd.grad(
+        (cotangent * expected).sum() + sum(leaf.square().sum() for leaf in lasts), [x, start, *theirs.parameters()]
+    )
+    H = 5
+    dx, dstart, dV, dW, db, db2 = wanted
+    biases = [db]
+    if case == "gru":
+        assert_close(db[: 2 * H], db2[: 2 * H], rtol=0, atol=limit)
+        biases = [db, db2[2 * H :]]
+    for one, other in zip(got, [dx, dstart, dV, dW, *biases], strict=True):
+        assert_close(one, other, rtol=limit, atol=limit)

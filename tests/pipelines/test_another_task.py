@@ -32,7 +32,7 @@ def rows_of(said: Said) -> list[dict[str, object]]:
 def test_it_is_trained_logged_registered_and_carded(toy: World) -> None:
     trained = toy.train("model.layer={kind: stack, layers: [{kind: gru, hidden_size: 4}]}", config="toy.yaml")
     found = toy.client.get_run(trained.run_id).data
-    wanted = {"task": "toy", "network": "stack", "metric": "mse", "direction": "min", "scale": "number"}
+    wanted = {"task": "toy", "network": "stack of gru", "metric": "mse", "direction": "min", "scale": "number"}
     assert {name: found.tags.get(name) for name in wanted} == wanted
     assert found.metrics["best_validation/mse"] == trained.scores["validation"]["mse"]
     assert found.metrics["test/mse"] == trained.scores["test"]["mse"]
@@ -52,7 +52,7 @@ def test_it_is_trained_logged_registered_and_carded(toy: World) -> None:
     assert line == f"| test | 20 | {mse} | {solved:.2%} ({low:.2%} to {high:.2%}) |"
     assert "- validation: 20 series, SHA-256" in card
     assert "covers the choice of series, not of seeds" in card
-    assert "`stack`, " in card
+    assert "`stack of gru`, " in card
     assert "## Limits\n\nIt adds up small numbers only.\n" in card
     assert "text" not in card.partition("## Origin")[0].replace("text_", "")
     bundle.load(trained.bundle).check_golden()
