@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, logsigmoid
 
 from seqapp.nn import kernels
 from seqapp.nn.init import RecurrentInit, glorot_, orthogonal_, recurrent_
@@ -358,7 +358,7 @@ class TDNN(Recurrent[Tensor]):
         super().__init__()
         self.input_size = input_size
         self.hidden_size = self.output_size = hidden_size
-        self.activation = activation
+        self.activation: Activation = activation
         self.delays = range(0, window * dilation, dilation)
         self.V = nn.Parameter(glorot_(torch.empty(hidden_size, window * input_size)))
         self.b_h = nn.Parameter(torch.zeros(hidden_size))
@@ -370,17 +370,16 @@ class TDNN(Recurrent[Tensor]):
     def step(self, carry: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         seen = torch.cat([carry, x[:, None]], 1)
         window = torch.cat([seen[:, -1 - delay] for delay in self.delays], -1)
-        return seen[:, 1:], self._perceptron(window)
+        return seen[:, 1:], self._climb(ACTIVATIONS[self.activation](linear(window, self.V, self.b_h)))
 
     def unroll(self, x: Tensor, lengths: Tensor | None, carry: Tensor) -> tuple[Tensor, Tensor]:
-        y = self._perceptron(_delayed(carry, x, self.delays))
-        return zero_padding(y, lengths), _latest(carry, x, lengths)
+        both = torch.cat([carry, x], 1).transpose(0, 1)
+        y = kernels.window(both, self.delays, self.V, self.b_h, activation=self.activation)
+        return zero_padding(self._climb(y.transpose(0, 1)), lengths), _latest(carry, x, lengths)
 
-    def _perceptron(self, window: Tensor) -> Tensor:
-        f = ACTIVATIONS[self.activation]
-        y = f(linear(window, self.V, self.b_h))
+    def _climb(self, y: Tensor) -> Tensor:
         for layer in self.above:
-            y = f(layer(y))
+            y = ACTIVATIONS[self.activation](layer(y))
         return y
 
 
@@ -696,8 +695,41 @@ class GRUResetAfter(GRU):
         return self.b_inner
 
 
+def _full(z: Tensor) -> Tensor:
+    """z in float32 at least: a share near 1 that is kept at every step needs its digits."""
+    return z.float() if z.dtype.itemsize < 4 else z
+
+
+BUSY = 4096
+"""Numbers in a state from which one step alone keeps a CPU busy."""
+
+
+class _InputGated(Recurrent[Tensor]):
+    """A layer whose gates see the input alone, so that h_t is a linear function of h_{t-1}."""
+
+    hidden_size: int
+    V: nn.Parameter
+    b: nn.Parameter
+
+    def initial_carry(self, batch_size: int, like: Tensor) -> Tensor:
+        return like.new_zeros(batch_size, self.hidden_size)
+
+    def unroll(self, x: Tensor, lengths: Tensor | None, carry: Tensor) -> tuple[Tensor, Tensor]:
+        # Where a step alone keeps a CPU busy, step by step in the cache; elsewhere in parallel over time.
+        if carry.numel() >= BUSY and carry.device.type == "cpu":
+
+            def loop(x: Tensor, sizes: Sequence[int], h: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+                return kernels.leak(x, sizes, h, self.V, self.b)
+
+            return longest_first(loop, x, lengths, carry)
+        gates = _full(linear(x.transpose(0, 1), self.V, self.b))
+        keep, n = kernels.keep_share(gates, self.hidden_size), gates[..., -self.hidden_size :]
+        h = kernels.linear_scan(keep, n - keep * n, carry).transpose(0, 1)
+        return zero_padding(h, lengths), gather(h, lengths).clone()
+
+
 @RECURRENT.register("mingru")
-class MinGRU(Recurrent[Tensor]):
+class MinGRU(_InputGated):
     """A gated unit whose gate sees the input alone, so that it trains in parallel over time (Feng et al. 2024).
 
     z = sigmoid(x_t V_z + b_z),  n = x_t V_n + b_n,  h_t = (1 - z) * h_{t-1} + z * n,  y_t = h_t.
@@ -717,28 +749,20 @@ class MinGRU(Recurrent[Tensor]):
         with torch.no_grad():
             self.b[:hidden_size] = update_bias
 
-    def initial_carry(self, batch_size: int, like: Tensor) -> Tensor:
-        return like.new_zeros(batch_size, self.hidden_size)
-
     def step(self, carry: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        keep, add = self._terms(x)
-        h = keep * carry + add
+        z, n = _full(linear(x, self.V, self.b)).chunk(2, -1)
+        keep = (-z).sigmoid()
+        h = keep * carry + (n - keep * n)
         return h, h
 
     def gates(self, carry: Tensor, x: Tensor) -> dict[str, Tensor]:
         """The gate (B, H) at one step: carry, x (B, I). An update gate of 0 keeps the state."""
-        return {"update": 1 - self._terms(x)[0]}
-
-    def unroll(self, x: Tensor, lengths: Tensor | None, carry: Tensor) -> tuple[Tensor, Tensor]:
-        return _scan_terms(self._terms, x, lengths, carry)
-
-    def _terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z, n = _full(linear(x, self.V, self.b)).chunk(2, -1)
-        return (-z).sigmoid(), z.sigmoid() * n
+        H = self.hidden_size
+        return {"update": linear(x, self.V[:H], self.b[:H]).sigmoid()}
 
 
 @RECURRENT.register("minlstm")
-class MinLSTM(Recurrent[Tensor]):
+class MinLSTM(_InputGated):
     """An LSTM whose gates see the input alone and share one unit of flow (Feng et al. 2024).
 
     f, i = sigmoid(x_t V + b), each with its own V and b,  n = x_t V_n + b_n;
@@ -759,38 +783,14 @@ class MinLSTM(Recurrent[Tensor]):
         with torch.no_grad():
             self.b[:hidden_size] = forget_bias
 
-    def initial_carry(self, batch_size: int, like: Tensor) -> Tensor:
-        return like.new_zeros(batch_size, self.hidden_size)
-
     def step(self, carry: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        keep, add = self._terms(x)
-        h = keep * carry + add
+        f, i, n = _full(linear(x, self.V, self.b)).chunk(3, -1)
+        # sigmoid(f) / (sigmoid(f) + sigmoid(i)), defined where both gates are shut too.
+        keep = (logsigmoid(f) - logsigmoid(i)).sigmoid()
+        h = keep * carry + (n - keep * n)
         return h, h
 
     def gates(self, carry: Tensor, x: Tensor) -> dict[str, Tensor]:
         """Each gate (B, H) at one step, before they share the flow: carry, x (B, I)."""
         f, i, _ = linear(x, self.V, self.b).chunk(3, -1)
         return {"forget": f.sigmoid(), "input": i.sigmoid()}
-
-    def unroll(self, x: Tensor, lengths: Tensor | None, carry: Tensor) -> tuple[Tensor, Tensor]:
-        return _scan_terms(self._terms, x, lengths, carry)
-
-    def _terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        f, i, n = _full(linear(x, self.V, self.b)).chunk(3, -1)
-        # log(f / i), so that the shares stay defined where both gates are shut.
-        flow = nn.functional.logsigmoid(f) - nn.functional.logsigmoid(i)
-        return flow.sigmoid(), (-flow).sigmoid() * n
-
-
-def _full(z: Tensor) -> Tensor:
-    """z in float32 at least: a share near 1 that is kept at every step needs its digits."""
-    return z.float() if z.dtype.itemsize < 4 else z
-
-
-def _scan_terms(
-    terms: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, lengths: Tensor | None, carry: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Run h_t = keep(x_t) * h_{t-1} + add(x_t) over x (B, T, I)."""
-    keep, add = terms(x.transpose(0, 1).contiguous())
-    h = kernels.linear_scan(keep, add, carry).transpose(0, 1)
-    return zero_padding(h, lengths), gather(h, lengths).clone()

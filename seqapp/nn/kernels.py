@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
+from torch.nn.functional import linear, logsigmoid
 
 from seqapp.nn.recurrent import map_carry, valid_mask
 
@@ -118,14 +118,13 @@ BLOCK_ROWS = 2048
 """Rows of one block of steps: enough for a product to run at full speed, few enough to stay in the cache."""
 
 
+def _fits_onednn(x: Tensor, weight: Tensor) -> bool:
+    return _ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+
+
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (N, I), weight (O, I), bias (O,) -> (N, O), without a graph, by the fastest way on this machine."""
-    if (
-        _ONEDNN
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and 2 * x.shape[0] * weight.numel() >= _WORTH_ONEDNN
-    ):
+    if _fits_onednn(x, weight) and 2 * x.shape[0] * weight.numel() >= _WORTH_ONEDNN:
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
         return result
     return linear(x, weight, bias)
@@ -138,8 +137,21 @@ def _add_product_(z: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return z.addmm_(x, weight.t())
 
 
+def _product_into(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+    """``out`` = x weight'."""
+    if 2 * x.shape[0] * weight.numel() >= _WORTH_ONEDNN:
+        return out.copy_(product(x, weight))
+    return torch.mm(x, weight.t(), out=out)
+
+
 def _flat(x: Tensor) -> Tensor:
     return x.flatten(0, 1)
+
+
+def _steps(states: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """states (T, B, H) -> for each step the rows that reach it; views, made at once because a step is short."""
+    rows = states.shape[1]
+    return [state if size == rows else state[:size] for state, size in zip(states.unbind(0), sizes, strict=True)]
 
 
 def _blocks(time: int, rows: int) -> list[slice]:
@@ -152,6 +164,14 @@ def _before(first: Tensor, states: Tensor, block: slice) -> Tensor:
     if block.start:
         return states[block.start - 1 : block.stop - 1]
     return torch.cat([first[None], states[: block.stop - 1]])
+
+
+def _steps_before(first: Tensor, states: Tensor, block: slice, sizes: Sequence[int]) -> list[Tensor]:
+    """What stands before each step of ``block``, as views that see what is written there later."""
+    earlier = states[max(0, block.start - 1) : block.stop - 1].unbind(0)
+    states_before = earlier if block.start else (first, *earlier)
+    rows = len(first)
+    return [state if size == rows else state[:size] for state, size in zip(states_before, sizes, strict=True)]
 
 
 def _at_end(states: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -201,24 +221,33 @@ class _Feedback(torch.autograd.Function):
             signals[0] = u
         hidden: list[Tensor] = []
         for block in _blocks(T, B):
-            length = block.stop - block.start
+            length, reach = block.stop - block.start, sizes[block]
             z = product(_flat(x[block]), V_scaled, b_scaled).view(length, B, len(V))
-            states = [z, *(new(length, B, weight.shape[1]) for weight in weights)]
-            for place, t in enumerate(range(block.start, block.stop)):
-                n = sizes[t]
-                signal = signals[t, :n] if signals is not None else y[t - 1, :n] if t else u[:n]
-                below = _add_product_(z[place, :n], signal if mask is None else signal * mask[:n], W_scaled)
+            if depth == 1:
+                states = [y[block].copy_(z)]
+            else:
+                states = [z, *(new(length, B, weight.shape[1]) for weight in weights[:-1]), y[block]]
+            steps = [_steps(state, reach) for state in states]
+            came = _steps_before(u, y, block, reach) if signals is None else _steps(signals[block], reach)
+            later = None if signals is None else _steps(signals[block.start + 1 : block.stop + 1], reach)
+            for t, n in enumerate(reach):
+                signal = came[t]
+                below = _add_product_(steps[0][t], signal if mask is None else signal * mask[:n], W_scaled)
                 _activate_(below, activations[0])
                 for k in range(1, depth):
-                    below = torch.addmm(biases[k - 1], below, weights[k - 1], out=states[k][place, :n])
+                    below = torch.addmm(biases[k - 1], below, weights[k - 1], out=steps[k][t])
                     _activate_(below, activations[k])
-                y[t, :n] = below
-                if signals is not None and taps > 1:
-                    signals[t + 1, :n, O:] = signals[t, :n, :-O]
-                    signals[t + 1, :n, :O] = below
-                elif signals is not None:
-                    torch.add(below, signal, alpha=decay, out=signals[t + 1, :n])
+                if later is None:
+                    continue
+                if taps > 1:
+                    later[t][:, O:] = signal[:, :-O]
+                    later[t][:, :O] = below
+                else:
+                    torch.add(below, signal, alpha=decay, out=later[t])
             hidden += states[:-1]
+        if sizes[-1] < B:
+            for t, n in enumerate(sizes):
+                y[t, n:] = 0
         end = _at_end(y if signals is None else signals[1:], sizes)
         ctx.save_for_backward(x, u, mask, V, W, signals, y, *above[::2], *hidden)
         ctx.options = sizes, activations, decay, taps, through_time
@@ -239,30 +268,38 @@ class _Feedback(torch.autograd.Function):
         back = W.t()
         carried = dend.clone()
         for index, block in reversed(list(enumerate(_blocks(T, B)))):
+            reach = sizes[block]
             states = [*hidden[index * (depth - 1) : (index + 1) * (depth - 1)], y[block]]
             deltas = [new(state.shape) for state in states]
-            for place, t in reversed(list(enumerate(range(block.start, block.stop)))):
-                n = sizes[t]
-                gradient = dy[t, :n] + carried[:n, :O]
+            came = [_steps(state, reach) for state in states]
+            left = [_steps(delta, reach) for delta in deltas]
+            asked = _steps(dy[block], reach)
+            for t in range(len(reach) - 1, -1, -1):
+                here = carried[: reach[t]]
+                older: Tensor | None
+                if taps > 1:
+                    gradient = asked[t] + here[:, :O]
+                    older = here[:, O:].clone()
+                else:
+                    older = here * decay if decay else None
+                    gradient = here.add_(asked[t])
                 for k in range(depth - 1, -1, -1):
-                    delta = deltas[k][place, :n]
-                    _pull_back(gradient, states[k][place, :n], activations[k], delta)
+                    delta = left[k][t]
+                    _pull_back(gradient, came[k][t], activations[k], delta)
                     if k:
                         gradient = delta @ weights[k - 1]
                 if not through_time:
-                    carried[:n] = 0
+                    here.zero_()
                     continue
-                older = carried[:n, O:].clone() if taps > 1 else carried[:n] * decay if decay else None
-                signal = product(delta, back)
+                _product_into(delta, back, here)
                 if mask is not None:
-                    signal = signal * mask[:n]
+                    here *= mask[: reach[t]]
                 if older is not None:
-                    signal[:, : older.shape[1]] += older
-                carried[:n] = signal
+                    here[:, : older.shape[1]] += older
             first = _flat(deltas[0])
-            came = _before(u, y, block) if signals is None else signals[block]
+            seen = _before(u, y, block) if signals is None else signals[block]
             sums.add(block, _flat(x[block]), first)
-            sums.dW.addmm_(first.t(), _flat(came if mask is None else came * mask))
+            sums.dW.addmm_(first.t(), _flat(seen if mask is None else seen * mask))
             for k in range(1, depth):
                 delta = _flat(deltas[k])
                 above[2 * k - 2].addmm_(delta.t(), _flat(states[k - 1]))
@@ -335,17 +372,20 @@ class _LSTM(torch.autograd.Function):
             length = block.stop - block.start
             gates = product(_flat(x[block]), V_scaled, b_scaled).view(length, B, len(V))
             shown = new(length, B, H) if squash else None
-            for place, t in enumerate(range(block.start, block.stop)):
-                n = sizes[t]
-                before = hs[t - 1, :n] if t else h[:n]
-                z = _add_product_(gates[place, :n], before if mask is None else before * mask[:n], W_scaled).sigmoid_()
+            reach = sizes[block]
+            steps, out, memories = _steps(gates, reach), _steps(hs[block], reach), _steps(cs[block], reach)
+            outs_before, memories_before = _steps_before(h, hs, block, reach), _steps_before(c, cs, block, reach)
+            squashed = None if shown is None else _steps(shown, reach)
+            for t, n in enumerate(reach):
+                before = outs_before[t]
+                z = _add_product_(steps[t], before if mask is None else before * mask[:n], W_scaled).sigmoid_()
                 i, f, g, o = z.chunk(4, 1)
                 torch.add(_MINUS_ONE, g, alpha=2, out=g)
-                memory = torch.mul(f, cs[t - 1, :n] if t else c[:n], out=cs[t, :n]).addcmul_(i, g)
-                if shown is not None:
-                    memory = torch.mul(memory, 2, out=shown[place, :n]).sigmoid_()
+                memory = torch.mul(f, memories_before[t], out=memories[t]).addcmul_(i, g)
+                if squashed is not None:
+                    memory = torch.mul(memory, 2, out=squashed[t]).sigmoid_()
                     torch.add(_MINUS_ONE, memory, alpha=2, out=memory)
-                torch.mul(o, memory, out=hs[t, :n])
+                torch.mul(o, memory, out=out[t])
             saved += [gates] if shown is None else [gates, shown]
         ctx.save_for_backward(x, h, c, mask, V, W, hs, cs, *saved)
         ctx.options = sizes, squash
@@ -372,18 +412,22 @@ class _LSTM(torch.autograd.Function):
             torch.mul(i, 1 - g * g, out=delta[..., 2 * H : 3 * H])
             torch.mul(shown, o * (1 - o), out=delta[..., 3 * H :])
             through = o * (1 - shown * shown) if squash else o
-            for place, t in reversed(list(enumerate(range(block.start, block.stop)))):
-                n = sizes[t]
-                dh_t = dh[:n].add_(dy[t, :n])
-                dc_t = dc[:n].addcmul_(dh_t, through[place, :n])
-                z = delta[place, :n].view(n, 4, H)
+            reach = sizes[block]
+            steps, asked = _steps(delta, reach), _steps(dy[block], reach)
+            kept, opened = _steps(f, reach), _steps(through, reach)
+            for t in range(len(reach) - 1, -1, -1):
+                n = reach[t]
+                dh_t = dh[:n].add_(asked[t])
+                dc_t = dc[:n].addcmul_(dh_t, opened[t])
+                z = steps[t].view(n, 4, H)
                 z[:, :3] *= dc_t[:, None]
                 z[:, 3] *= dh_t
-                dc_t *= f[place, :n]
-                signal = product(delta[place, :n], back)
-                dh[:n] = signal if mask is None else signal * mask[:n]
+                dc_t *= kept[t]
+                _product_into(steps[t], back, dh_t)
+                if mask is not None:
+                    dh_t *= mask[:n]
                 if n < B:
-                    delta[place, n:] = 0
+                    delta[t, n:] = 0
             flat = _flat(delta)
             came = _before(h, hs, block)
             sums.add(block, _flat(x[block]), flat)
@@ -450,19 +494,21 @@ class _GRU(torch.autograd.Function):
             candidates = product(flat, V_candidate, b_candidate).view(length, B, H)
             # With the reset inside, what it multiplied; with the reset after, the product that it multiplies.
             inner = new(length, B, H)
-            for place, t in enumerate(range(block.start, block.stop)):
-                n = sizes[t]
-                before = hs[t - 1, :n] if t else h[:n]
+            reach = sizes[block]
+            opened, news, inside = (_steps(part, reach) for part in (gates, candidates, inner))
+            out, outs_before = _steps(hs[block], reach), _steps_before(h, hs, block, reach)
+            for t, n in enumerate(reach):
+                before = outs_before[t]
                 seen = before if mask is None else before * mask[:n]
-                r, u = _add_product_(gates[place, :n], seen, W_gates).sigmoid_().chunk(2, 1)
-                candidate = candidates[place, :n]
+                r, u = _add_product_(opened[t], seen, W_gates).sigmoid_().chunk(2, 1)
+                candidate = news[t]
                 if b_product is None:
-                    _add_product_(candidate, torch.mul(r, seen, out=inner[place, :n]), W_candidate)
+                    _add_product_(candidate, torch.mul(r, seen, out=inside[t]), W_candidate)
                 else:
-                    inner[place, :n] = product(seen, W_candidate, b_product)
-                    candidate.addcmul_(r, inner[place, :n])
+                    torch.addmm(b_product, seen, W_candidate.t(), out=inside[t])
+                    candidate.addcmul_(r, inside[t])
                 _activate_(candidate, "tanh")
-                torch.lerp(candidate, before, u, out=hs[t, :n])
+                torch.lerp(candidate, before, u, out=out[t])
             saved += [gates, candidates, inner]
         ctx.save_for_backward(x, h, mask, V, W, b_inner, hs, *saved)
         ctx.sizes = sizes
@@ -493,25 +539,30 @@ class _GRU(torch.autograd.Function):
             torch.mul(1 - candidates * candidates, 1 - u, out=dn)
             # The gradient at the product of state and W_n: dn itself, or with the reset after, r dn.
             behind = torch.empty_like(inner) if after else dn
-            for place, t in reversed(list(enumerate(range(block.start, block.stop)))):
-                n = sizes[t]
-                dh = carried[:n].add_(dy[t, :n])
-                reset, candidate = dr[place, :n], dn[place, :n]
-                du[place, :n] *= dh
+            reach = sizes[block]
+            resets, updates, news = _steps(dr, reach), _steps(du, reach), _steps(dn, reach)
+            gated, both = _steps(delta[..., : 2 * H], reach), _steps(gates, reach)
+            asked, products = _steps(dy[block], reach), _steps(behind, reach)
+            for t in range(len(reach) - 1, -1, -1):
+                n = reach[t]
+                dh = carried[:n].add_(asked[t])
+                r, u = both[t].chunk(2, 1)
+                candidate = news[t]
+                updates[t] *= dh
                 candidate *= dh
-                dh *= u[place, :n]
+                dh *= u
                 if after:
-                    reset *= candidate
-                    signal = product(torch.mul(candidate, r[place, :n], out=behind[place, :n]), back_candidate)
+                    resets[t] *= candidate
+                    signal = product(torch.mul(candidate, r, out=products[t]), back_candidate)
                 else:
                     signal = product(candidate, back_candidate)
-                    reset *= signal
-                    signal *= r[place, :n]
-                signal += product(delta[place, :n, : 2 * H], back_gates)
-                dh += signal if mask is None else signal * mask[:n]
+                    resets[t] *= signal
+                    signal *= r
+                _add_product_(signal, gated[t], back_gates)
+                dh += signal if mask is None else signal.mul_(mask[:n])
                 if n < B:
-                    delta[place, n:] = 0
-                    behind[place, n:] = 0
+                    delta[t, n:] = 0
+                    behind[t, n:] = 0
             flat = _flat(delta)
             sums.add(block, _flat(x[block]), flat)
             sums.dW[: 2 * H].addmm_(flat[:, : 2 * H].t(), _flat(seen))
@@ -552,6 +603,162 @@ def gru(
         return _GRU.apply(x, h, mask, sizes, V, W, b, b_inner)  # type: ignore[no-untyped-call]
 
     y, end = _in_full(run, x, h, mask, V, W, b, b_inner)
+    return y, end
+
+
+class _Window(torch.autograd.Function):
+    """See :func:`window`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, delays: Sequence[int], activation: str, V: Tensor, b: Tensor) -> Tensor:
+        T, B = len(x) - delays[-1], x.shape[1]
+        V_scaled, b_scaled = _scale(activation) * V, _scale(activation) * b
+        y = x.new_empty(T, B, len(V))
+        for block in _blocks(T, B):
+            part = y[block]
+            part.copy_(product(_flat(_windows(x, delays, block)), V_scaled, b_scaled).view_as(part))
+            _activate_(part, activation)
+        ctx.save_for_backward(x, V, y)
+        ctx.options = delays, activation
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = gradients
+        delays, activation = ctx.options
+        x, V, y = ctx.saved_tensors
+        T, B, H = y.shape
+        dV, db, back = torch.zeros_like(V), V.new_zeros(H), V.t()
+        dx = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        for block in _blocks(T, B):
+            delta = torch.empty_like(y[block])
+            _pull_back(dy[block], y[block], activation, delta)
+            flat = _flat(delta)
+            dV.addmm_(flat.t(), _flat(_windows(x, delays, block)))
+            db += flat.sum(0)
+            if dx is None:
+                continue
+            parts = product(flat, back).view(len(delta), B, -1).chunk(len(delays), -1)
+            for delay, part in zip(delays, parts, strict=True):
+                shift = delays[-1] - delay
+                dx[block.start + shift : block.stop + shift] += part
+        return dx, None, None, dV, db
+
+
+def _windows(x: Tensor, delays: Sequence[int], block: slice) -> Tensor:
+    """x (P + T, B, I) -> the inputs ``delays`` before each step of ``block``, side by side."""
+    shifts = [delays[-1] - delay for delay in delays]
+    return torch.cat([x[block.start + shift : block.stop + shift] for shift in shifts], -1)
+
+
+def window(x: Tensor, delays: Sequence[int], V: Tensor, b: Tensor, *, activation: Activation) -> Tensor:
+    """y_t = f([x_{t - d_1}, x_{t - d_2}, ...] V + b), a dilated causal convolution, some windows at a time.
+
+    Args:
+        x: (P + T, B, I), P = the largest delay.
+        delays: rising, from 0.
+        V: (H, len(delays) * I).
+        b: (H,).
+        activation: f.
+
+    Returns:
+        (T, B, H).
+    """
+
+    def run(x: Tensor, V: Tensor, b: Tensor) -> Tensor:
+        result: Tensor = _Window.apply(x, delays, activation, V, b)  # type: ignore[no-untyped-call]
+        return result
+
+    result: Tensor = _in_full(run, x, V, b)
+    return result
+
+
+class _Leak(torch.autograd.Function):
+    """See :func:`leak`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, h: Tensor, sizes: Sequence[int], V: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        T, B, _ = x.shape
+        H = h.shape[1]
+        new = x.new_zeros if sizes[-1] < B else x.new_empty
+        y = new(T, B, H)
+        saved: list[Tensor] = []
+        for block in _blocks(T, B):
+            reach = sizes[block]
+            gates = product(_flat(x[block]), V, b).view(len(reach), B, len(V))
+            keep = keep_share(gates, H)
+            n = gates[..., -H:]
+            out, before = _steps(y[block], reach), _steps_before(h, y, block, reach)
+            added, kept = _steps(torch.addcmul(n, keep, n, value=-1), reach), _steps(keep, reach)
+            for t in range(len(reach)):
+                torch.addcmul(added[t], kept[t], before[t], out=out[t])
+            saved += [gates, keep]
+        ctx.save_for_backward(x, h, V, y, *saved)
+        ctx.sizes = sizes
+        return y, _at_end(y, sizes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        dy, dend = gradients
+        sizes = ctx.sizes
+        x, h, V, y, *saved = ctx.saved_tensors
+        T, B, H = y.shape
+        sums = _Weights(x, V, V, wants_x=ctx.needs_input_grad[0])
+        carried = dend.clone()
+        new = x.new_zeros if sizes[-1] < B else x.new_empty
+        for index, block in reversed(list(enumerate(_blocks(T, B)))):
+            reach = sizes[block]
+            gates, keep = saved[2 * index], saved[2 * index + 1]
+            dh = new(keep.shape)
+            asked, kept, left = _steps(dy[block], reach), _steps(keep, reach), _steps(dh, reach)
+            for t in range(len(reach) - 1, -1, -1):
+                here = carried[: reach[t]]
+                torch.add(asked[t], here, out=left[t])
+                torch.mul(left[t], kept[t], out=here)
+            n = gates[..., -H:]
+            delta = torch.empty_like(gates)
+            flow = (_before(h, y, block) - n).mul_(dh).mul_(keep).mul_(1 - keep)
+            torch.addcmul(dh, dh, keep, value=-1, out=delta[..., -H:])
+            if gates.shape[-1] == 2 * H:
+                torch.neg(flow, out=delta[..., :H])
+            else:
+                shut = torch.sigmoid(-gates[..., : 2 * H])
+                torch.mul(flow, shut[..., :H], out=delta[..., :H])
+                torch.mul(flow.neg_(), shut[..., H:], out=delta[..., H : 2 * H])
+            sums.add(block, _flat(x[block]), _flat(delta))
+        return sums.dx, carried, None, sums.dV, sums.db
+
+
+def keep_share(gates: Tensor, size: int) -> Tensor:
+    """The share of the state that stays, from (z, n) of a minGRU or (f, i, n) of a minLSTM, each ``size`` wide."""
+    if gates.shape[-1] == 2 * size:
+        return torch.sigmoid(-gates[..., :size])
+    # The log of f / i, so that the shares stay defined where both gates are shut.
+    opened = logsigmoid(gates[..., : 2 * size])
+    return torch.sigmoid(opened[..., :size] - opened[..., size:])
+
+
+def leak(x: Tensor, sizes: Sequence[int], h: Tensor, V: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """h_t = keep_t * h_{t-1} + (1 - keep_t) * n_t with gates that see x_t alone, block by block in the cache.
+
+    Args:
+        x: (T, B, I).
+        sizes: T counts, never rising: rows that reach step t.
+        h: (B, H), the state before the first step.
+        V: (2H, I) for z and n, keep = 1 - sigmoid(z), or (3H, I) for f, i and n, keep = sigmoid(f) / (sigmoid(f) +
+            sigmoid(i)).
+        b: (2H,) or (3H,).
+
+    Returns:
+        y (T, B, H) and h (B, H) after each row's last step.
+    """
+
+    def run(x: Tensor, h: Tensor, V: Tensor, b: Tensor) -> Any:
+        return _Leak.apply(x, h, sizes, V, b)  # type: ignore[no-untyped-call]
+
+    y, end = _in_full(run, x, h, V, b)
     return y, end
 
 
@@ -617,8 +824,8 @@ def linear_scan(keep: Tensor, add: Tensor, h: Tensor, *, chunks: int | None = No
         keep: (T, B, H).
         add: (T, B, H).
         h: (B, H), the state before the first step.
-        chunks: pieces of time worked on side by side; by default one where a step alone keeps a CPU busy, else about
-            the root of T, which takes about 2 sqrt(T) dependent steps instead of T.
+        chunks: pieces of time worked on side by side; by default about the root of T, which takes about 2 sqrt(T)
+            dependent steps instead of T.
 
     Returns:
         (T, B, H).
@@ -629,8 +836,7 @@ def linear_scan(keep: Tensor, add: Tensor, h: Tensor, *, chunks: int | None = No
     if chunks is not None and chunks < 1:
         raise ValueError(f"chunks: {chunks}; 1 or more fits")
     if chunks is None:
-        busy = h.numel() >= 4096 and h.device.type == "cpu"
-        chunks = 1 if busy else max(1, round(len(add) ** 0.5))
+        chunks = max(1, round(len(add) ** 0.5))
 
     def run(keep: Tensor, add: Tensor, h: Tensor) -> Tensor:
         result: Tensor = _LinearScan.apply(keep, add, h, min(chunks, len(add)))  # type: ignore[no-untyped-call]

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from seqapp.nn import cells, kernels
-from seqapp.nn.recurrent import Recurrent
+from seqapp.nn.recurrent import RECURRENT, Recurrent
 
 Tensors = list[Tensor]
 Answer = tuple[Tensor, Tensors]
@@ -228,6 +228,69 @@ def scan_case(T: int, *, chunks: int | None, B: int = 2, H: int = 3, seed: int =
     return Case(fast, plain, "keep add h", [keep, add, h], [B] * T)
 
 
+def leak_case(
+    sizes: Sequence[int], *, inputs: int = 3, hidden: int = 4, gates: int = 2, seed: int = 0,
+    dtype: torch.dtype = torch.float64, scale: float = 0.8,
+) -> Case:  # fmt: skip
+    r = torch.Generator().manual_seed(seed)
+    T, B, H = len(sizes), sizes[0], hidden
+
+    def new(*shape: int) -> Tensor:
+        return scale * torch.randn(*shape, generator=r, dtype=torch.float64).to(dtype)
+
+    tensors = [new(T, B, inputs), new(B, H), new(gates * H, inputs), new(gates * H)]
+    for t, n in enumerate(sizes):
+        tensors[0][t, n:] = 0
+
+    def fast(given: Tensors) -> Answer:
+        x, h, V, b = given
+        y, end = kernels.leak(x, sizes, h, V, b)
+        return y, [end]
+
+    def plain(given: Tensors) -> Answer:
+        x, h, V, b = given
+
+        def step(state: Tensors, x: Tensor, row: int) -> tuple[Tensors, Tensor]:
+            (h,) = state
+            *opened, n = torch.split(x @ V.T + b, H, 1)
+            opened = [torch.sigmoid(gate) for gate in opened]
+            share = 1 - opened[0] if gates == 2 else opened[0] / (opened[0] + opened[1])
+            h = share * h + (1 - share) * n
+            return [h], h
+
+        return row_by_row(step, [h], x, sizes)
+
+    return Case(fast, plain, "x h V b", tensors, sizes)
+
+
+def window_case(
+    sizes: Sequence[int], *, inputs: int = 3, hidden: int = 4, delays: Sequence[int] = (0, 2, 3),
+    activation: Any = "tanh", seed: int = 0, dtype: torch.dtype = torch.float64, scale: float = 0.8,
+) -> Case:  # fmt: skip
+    r = torch.Generator().manual_seed(seed)
+    T, B = len(sizes), sizes[0]
+
+    def new(*shape: int) -> Tensor:
+        return scale * torch.randn(*shape, generator=r, dtype=torch.float64).to(dtype)
+
+    tensors = [new(delays[-1] + T, B, inputs), new(hidden, len(delays) * inputs), new(hidden)]
+
+    def fast(given: Tensors) -> Answer:
+        x, V, b = given
+        return kernels.window(x, delays, V, b, activation=activation), []
+
+    def plain(given: Tensors) -> Answer:
+        x, V, b = given
+        parts = torch.split(V, inputs, 1)
+        outputs = []
+        for t in range(T):
+            seen = (x[t + delays[-1] - delay] @ part.T for delay, part in zip(delays, parts, strict=True))
+            outputs.append(FUNCTIONS[activation](sum(seen, b)))
+        return torch.stack(outputs), []
+
+    return Case(fast, plain, "x V b", tensors, sizes)
+
+
 RAGGED = [4, 4, 3, 1, 1, 1]
 CASES: dict[str, Callable[..., Case]] = {
     "feedback": lambda **more: feedback_case(RAGGED, **more),
@@ -250,6 +313,10 @@ CASES: dict[str, Callable[..., Case]] = {
     "gru masked": lambda **more: gru_case(RAGGED, masked=True, **more),
     "gru after": lambda **more: gru_case(RAGGED, after=True, **more),
     "gru after masked": lambda **more: gru_case(RAGGED, after=True, masked=True, **more),
+    "leak": lambda **more: leak_case(RAGGED, **more),
+    "leak of two gates": lambda **more: leak_case(RAGGED, gates=3, **more),
+    "window": lambda **more: window_case(RAGGED, **more),
+    "window of one relu": lambda **more: window_case(RAGGED, delays=[0], activation="relu", **more),
     "linear_scan": lambda **more: scan_case(7, chunks=3, **more),
     "linear_scan one chunk": lambda **more: scan_case(7, chunks=1, **more),
 }
@@ -314,6 +381,41 @@ def test_gru_is_the_plain_loop(
     lengths: list[int], inputs: int, hidden: int, masked: bool, after: bool, seed: int, used: str
 ) -> None:
     gru_case(sizes_of(lengths), inputs=inputs, hidden=hidden, masked=masked, after=after, seed=seed).compare(seed, used)
+
+
+@settings(max_examples=40)
+@given(lengths=lengths, inputs=size, hidden=size, gates=st.sampled_from([2, 3]), seed=seeds, used=heads)
+def test_leak_is_the_plain_loop(lengths: list[int], inputs: int, hidden: int, gates: int, seed: int, used: str) -> None:
+    leak_case(sizes_of(lengths), inputs=inputs, hidden=hidden, gates=gates, seed=seed).compare(seed, used)
+
+
+@settings(max_examples=40)
+@given(
+    T=size, B=size, inputs=size, hidden=size, count=size, dilation=size, name=st.sampled_from(list(FUNCTIONS)),
+    seed=seeds,
+)  # fmt: skip
+def test_window_is_the_plain_loop(
+    T: int, B: int, inputs: int, hidden: int, count: int, dilation: int, name: str, seed: int
+) -> None:
+    window_case([B] * T, inputs=inputs, hidden=hidden, delays=range(0, count * dilation, dilation), activation=name,
+                seed=seed).compare(seed)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["mingru", "minlstm"])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_both_ways_of_a_layer_gated_by_its_input_agree(
+    kind: str, ragged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = RECURRENT.build({"kind": kind, "hidden_size": 6}, input_size=3).double()
+    x, lengths = torch.randn(4, 9, 3, dtype=torch.float64), torch.tensor([9, 2, 5, 1]) if ragged else None
+    carry = torch.randn(4, 6, dtype=torch.float64)
+    answers = []
+    for busy in (10**9, 0):
+        monkeypatch.setattr(cells, "BUSY", busy)
+        y, end = layer(x, lengths, carry)
+        answers.append([y, end, *torch.autograd.grad(y.square().sum() + end.sum(), list(layer.parameters()))])
+    for one, other in zip(*answers, strict=True):
+        assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("T", [1, 2, 5, 8, 9])
