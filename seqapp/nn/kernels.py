@@ -113,6 +113,8 @@ def _pull_back(gradient: Tensor, y: Tensor, activation: str, out: Tensor) -> Non
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
 _WORTH_ONEDNN = 5e6
 """Operations of a product from which oneDNN's dearer call pays for itself."""
+_WORTH_ONEDNN_SUM = 1.5e8
+"""The same for a sum of outer products, for which it copies both sides."""
 
 BLOCK_ROWS = 2048
 """Rows of one block of steps: enough for a product to run at full speed, few enough to stay in the cache."""
@@ -142,6 +144,15 @@ def _product_into(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     if 2 * x.shape[0] * weight.numel() >= _WORTH_ONEDNN:
         return out.copy_(product(x, weight))
     return torch.mm(x, weight.t(), out=out)
+
+
+def _add_outer_(total: Tensor, delta: Tensor, x: Tensor) -> None:
+    """In place total + delta' x, for delta (N, H) and x (N, I): the gradient of a weight (H, I) from N rows."""
+    if _fits_onednn(x, delta) and 2 * delta.numel() * x.shape[1] >= _WORTH_ONEDNN_SUM:
+        outer, _ = torch.ops.aten.mkldnn_linear_backward_weights(delta.to_mkldnn(), x.to_mkldnn(), total, False)
+        total += outer.to_dense() if outer.is_mkldnn else outer
+    else:
+        total.addmm_(delta.t(), x)
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -193,7 +204,7 @@ class _Weights:
 
     def add(self, block: slice, x: Tensor, delta: Tensor) -> None:
         """x (N, I) and the gradients delta (N, H) of the pre-activations of a block."""
-        self.dV.addmm_(delta.t(), x)
+        _add_outer_(self.dV, delta, x)
         self.db += delta.sum(0)
         if self.dx is not None:
             self.dx[block] = product(delta, self.V.t()).view_as(self.dx[block])
@@ -299,10 +310,10 @@ class _Feedback(torch.autograd.Function):
             first = _flat(deltas[0])
             seen = _before(u, y, block) if signals is None else signals[block]
             sums.add(block, _flat(x[block]), first)
-            sums.dW.addmm_(first.t(), _flat(seen if mask is None else seen * mask))
+            _add_outer_(sums.dW, first, _flat(seen if mask is None else seen * mask))
             for k in range(1, depth):
                 delta = _flat(deltas[k])
-                above[2 * k - 2].addmm_(delta.t(), _flat(states[k - 1]))
+                _add_outer_(above[2 * k - 2], delta, _flat(states[k - 1]))
                 above[2 * k - 1] += delta.sum(0)
         return sums.dx, carried if through_time else None, *[None] * 6, sums.dV, sums.dW, sums.db, *above
 
@@ -431,7 +442,7 @@ class _LSTM(torch.autograd.Function):
             flat = _flat(delta)
             came = _before(h, hs, block)
             sums.add(block, _flat(x[block]), flat)
-            sums.dW.addmm_(flat.t(), _flat(came if mask is None else came * mask))
+            _add_outer_(sums.dW, flat, _flat(came if mask is None else came * mask))
         return sums.dx, dh, dc, None, None, None, sums.dV, sums.dW, sums.db
 
 
@@ -565,8 +576,8 @@ class _GRU(torch.autograd.Function):
                     behind[t, n:] = 0
             flat = _flat(delta)
             sums.add(block, _flat(x[block]), flat)
-            sums.dW[: 2 * H].addmm_(flat[:, : 2 * H].t(), _flat(seen))
-            sums.dW[2 * H :].addmm_(_flat(behind).t(), _flat(seen if after else inner))
+            _add_outer_(sums.dW[: 2 * H], flat[:, : 2 * H], _flat(seen))
+            _add_outer_(sums.dW[2 * H :], _flat(behind), _flat(seen if after else inner))
             if db_inner is not None:
                 db_inner += _flat(behind).sum(0)
         return sums.dx, carried, None, None, sums.dV, sums.dW, sums.db, db_inner
@@ -635,7 +646,7 @@ class _Window(torch.autograd.Function):
             delta = torch.empty_like(y[block])
             _pull_back(dy[block], y[block], activation, delta)
             flat = _flat(delta)
-            dV.addmm_(flat.t(), _flat(_windows(x, delays, block)))
+            _add_outer_(dV, flat, _flat(_windows(x, delays, block)))
             db += flat.sum(0)
             if dx is None:
                 continue

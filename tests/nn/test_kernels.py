@@ -638,6 +638,7 @@ def test_the_way_of_large_products_is_right_for_small_ones(
     truth, short = CASES[name](), CASES[name](dtype=torch.float32)
     monkeypatch.setattr(kernels, "BLOCK_ROWS", block)
     monkeypatch.setattr(kernels, "_WORTH_ONEDNN", 0)
+    monkeypatch.setattr(kernels, "_WORTH_ONEDNN_SUM", 0)
     odd = [strided(tensor.detach()) for tensor in short.tensors]
     expected: list[Tensor] = []
     for run, tensors in ((truth.plain, truth.tensors), (short.fast, short.tensors), (short.fast, odd)):
