@@ -11,10 +11,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check format serve mlflow compare bench docs clean
+.PHONY: help setup train test check format serve mlflow compare long-memory bench docs clean
 
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with everything in it (the other targets do this at first use)
 
@@ -51,8 +51,12 @@ mlflow: $(READY) ## look at the experiments in a browser
 compare: $(READY) ## the finished runs side by side
 	$(BIN)/seqapp compare $(ARGS)
 
-bench: $(READY) ## measure training speed again; docs/benchmarks.md says what the long measurements are
+long-memory: $(READY) ## train every network on the long-memory problems and print the longest length each solves (1-2 h)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/long_memory.py $(ARGS)
+
+bench: $(READY) ## measure training speed and unrolling again; docs/benchmarks.md says what the long measurements are
 	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/unroll.py
 	$(BIN)/python benchmarks/report.py
 
 docs: $(READY) ## write docs/benchmarks.md from benchmarks/results, and the pictures of docs/models.md

@@ -37,19 +37,18 @@ def intervals(task: Task[Any, Any], totals: Mapping[str, Metric], examples: int)
 
 def network_of(spec: Mapping[str, Any]) -> str:
     """The kinds of the first network that a model spec names, such as "birnn of lstm"; else that of the model."""
-    return _first_network(spec) or str(spec["kind"])
+    return next(iter(_networks(spec)), str(spec["kind"]))
 
 
-def _first_network(spec: Any) -> str | None:
-    parts = list(spec.values()) if isinstance(spec, Mapping) else spec if isinstance(spec, list) else []
-    for part in parts:
-        if isinstance(part, Mapping) and part.get("kind") in ENCODERS:
-            inside = [
-                _first_network([layer]) for layer in (*part.get("layers", ()), part.get("layer"), part.get("back"))
-            ]
-            kinds = ", ".join(kind for kind in inside if kind)
-            return f"{part['kind']} of {kinds}" if kinds else str(part["kind"])
-    return next((found for part in parts if (found := _first_network(part))), None)
+def _networks(spec: Any) -> list[str]:
+    if isinstance(spec, list):
+        return [network for part in spec for network in _networks(part)]
+    if not isinstance(spec, Mapping):
+        return []
+    inside = [network for option in spec.values() for network in _networks(option)]
+    if spec.get("kind") not in ENCODERS:
+        return inside
+    return [f"{spec['kind']} of {', '.join(inside)}" if inside else str(spec["kind"])]
 
 
 def model_card(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,7 +21,7 @@ from seqapp import metrics
 from seqapp.errors import SeqappError
 from seqapp.metrics import Metric
 from seqapp.nn.ngrams import NgramBag
-from seqapp.nn.recurrent import Carry, map_carry
+from seqapp.nn.recurrent import Carry, NotFinite, map_carry
 from seqapp.tasks import Task
 
 ParamList = tuple[Tensor, ...] | list[Tensor]
@@ -85,16 +86,25 @@ class Learner(pl.LightningModule):
             self.model.progress = min(1.0, self.global_step / self._steps)  # type: ignore[assignment]
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        loss, new = self._piece_loss(batch) if self.truncated else self.task.loss(self.model, batch)
-        if not bool(loss.isfinite()):
-            raise SeqappError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, step {batch_index + 1}; "
-                "a lower train.learning_rate or train.clip_norm fits"
-            )
+        with self._diverging(batch_index):
+            loss, new = self._piece_loss(batch) if self.truncated else self.task.loss(self.model, batch)
+            if not bool(loss.isfinite()):
+                raise NotFinite(f"the loss is {loss.item()}")
         self._totals = metrics.add(self._totals, new)
         self._tokens += int(batch.lengths.sum())
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss
+
+    @contextmanager
+    def _diverging(self, batch_index: int) -> Iterator[None]:
+        """Say where a number ran away and what would help; the data holds none that is not finite."""
+        try:
+            yield
+        except NotFinite as error:
+            raise SeqappError(
+                f"in epoch {self.current_epoch + 1}, step {batch_index + 1}: {error}; "
+                "a lower train.learning_rate or train.clip_norm fits"
+            ) from None
 
     def _piece_loss(self, batch: Any) -> tuple[Tensor, dict[str, Metric]]:
         rows = len(batch.lengths)
@@ -133,7 +143,8 @@ class Learner(pl.LightningModule):
         self._validation = {}
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
-        _, new = self.task.loss(self.model, batch)
+        with self._diverging(batch_index):
+            _, new = self.task.loss(self.model, batch)
         self._validation = metrics.add(self._validation, new)
 
     def on_validation_epoch_end(self) -> None:

@@ -276,7 +276,8 @@ def parity(
     Raises:
         ConfigError: if there are fewer different sequences than the splits need.
     """
-    name = f"parity of {length} bits, asked at {asked_at}, seed {seed}"
+    where = "the end" if asked_at == "end" else "every step"
+    name = f"parity of {length} bits, asked at {where}, seed {seed}"
     sizes = {"test": test, "validation": validation, "train": train}
 
     def draw(chance: torch.Generator, rows: int) -> Rows:

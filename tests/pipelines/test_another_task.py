@@ -336,3 +336,20 @@ def test_an_input_error_tells_every_bad_input() -> None:
     assert (error.index, error.problem, str(error)) == (2, "early", "input 2: early")
     assert error.problems == {2: "early", 5: "late"}
     assert InputError(3, "alone").problems == {3: "alone"}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "said"),
+    [
+        ({"kind": "narx", "layers": 1}, "narx"),
+        ({"kind": "birnn", "layer": {"kind": "lstm"}, "back": None}, "birnn of lstm"),
+        ({"kind": "stack", "layers": [{"kind": "gru"}, {"kind": "birnn", "layer": {"kind": "lstm"}}]},
+         "stack of gru, birnn of lstm"),
+    ],
+)  # fmt: skip
+def test_a_network_is_called_by_its_kinds(encoder: dict[str, Any], said: str) -> None:
+    assert network_of({"kind": "classifier", "encoder": encoder, "pooling": {"kind": "max"}}) == said
+
+
+def test_a_model_without_a_network_is_called_by_its_own_kind() -> None:
+    assert network_of({"kind": "toy", "layer": {"kind": "max"}}) == "toy"
