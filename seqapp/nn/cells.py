@@ -206,10 +206,11 @@ class JordanMemory(Jordan):
 
 
 @RECURRENT.register("output_recurrent")
-class OutputRecurrent(Masked[Tensor]):
+class OutputRecurrent(Elman):
     """The output is fed back to the output.
 
-    h_t = x_t V + b_h,  o_t = f(h_t + o_{t-1} W),  y_t = o_t.
+    h_t = x_t V + b_h,  o_t = f(h_t + o_{t-1} W),  y_t = o_t. As the hidden layer is linear and as wide as the output,
+    these are the numbers of `elman` without a read-out.
 
     Args:
         input_size: I, given by what lies below.
@@ -226,29 +227,7 @@ class OutputRecurrent(Masked[Tensor]):
         activation: Activation = "tanh",
         recurrent_init: RecurrentInit = "orthogonal",
     ) -> None:
-        super().__init__()
-        self.input_size = input_size
-        self.hidden_size = self.output_size = self.recurrent_size = hidden_size
-        self.activation: Activation = activation
-        self.V = nn.Parameter(glorot_(torch.empty(hidden_size, input_size)))
-        self.W = nn.Parameter(recurrent_(torch.empty(hidden_size, hidden_size), recurrent_init))
-        self.b_h = nn.Parameter(torch.zeros(hidden_size))
-
-    def initial_carry(self, batch_size: int, like: Tensor) -> Tensor:
-        return like.new_zeros(batch_size, self.output_size)
-
-    def step(self, carry: Tensor, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        h = linear(x, self.V, self.b_h)
-        o = ACTIVATIONS[self.activation](h + linear(_masked(carry, mask), self.W))
-        return o, o
-
-    def unroll(
-        self, x: Tensor, lengths: Tensor | None, carry: Tensor, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        def loop(x: Tensor, sizes: Sequence[int], o: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-            return kernels.feedback(x, sizes, o, self.V, self.W, self.b_h, activations=[self.activation], mask=mask)
-
-        return longest_first(loop, x, lengths, carry, mask)
+        super().__init__(input_size, hidden_size, activation=activation, recurrent_init=recurrent_init)
 
 
 @RECURRENT.register("state_space")
