@@ -33,6 +33,19 @@ def render(records: dict[str, dict[str, Any]]) -> str:
             "random batches of 64 rows padded to the longest, packed sequences, float32, Adam.",
             _speed(speed),
         ]
+    if "unroll" in records:
+        parts += ["## Unrolled networks", _UNROLL, *_unroll(records["unroll"])]
+    if "long-memory" in records:
+        record = records["long-memory"]
+        parts += [
+            "## Long memory",
+            f"The longest length that a network of {record['hidden']} units solves, with all shorter ones of "
+            f"{', '.join(map(str, record['lengths']))}; {len(record['seeds'])} seed(s): the lower median and, where "
+            f"they differ, the lowest and the highest. At most {record['steps']:,} steps of {record['rows_per_step']} "
+            f"new sequences, Adam at {record['learning_rate']:g}, from a fresh start at each length. "
+            "[What it shows](long-memory.md).",
+            _long_memory(record),
+        ]
     parts += ["## Where the figures come from", _origins(records)]
     return "\n\n".join(parts) + "\n"
 
@@ -74,6 +87,69 @@ def _speed(records: dict[str, dict[str, Any]]) -> str:
             f"{median['ratio']:.2f} ({low:.2f} to {high:.2f}) |"
         )
     return "\n".join(lines)
+
+
+_UNROLL = (
+    "Milliseconds of one layer over random input in float32, gradient of the input included, median of alternating "
+    "turns. `readable` is `scan` over the layer's `step`; `indexed` the same loop as it is usually written, over "
+    "`x[:, t]`, whose backward pass fills a tensor of the size of x at every step; `fast` is what `forward` runs; "
+    "`peer` is torch.nn.RNN, GRU or LSTM with the same weights. A ratio above 1 means that `fast` is faster. "
+    "GFLOP/s counts matrix products only; `of product` is the time of one square `torch.mm` of as many operations over the time of "
+    "`fast`. oneDNN, which `fast` uses for large products, exceeds the rate of `torch.mm` on this machine."
+)
+
+
+def _unroll(record: dict[str, Any]) -> list[str]:
+    parts = []
+    for shape in dict.fromkeys(tuple(result["shape"]) for result in record["results"]):
+        for part, name in (("forward", "forward"), ("forward_backward", "forward + backward")):
+            lines = [
+                f"| {' x '.join(map(str, shape))}, {name} | readable, ms | fast, ms | ratio to readable | to indexed | "
+                "to peer | GFLOP/s | of product |",
+                "|---|---|---|---|---|---|---|---|",
+            ]
+            for result in record["results"]:
+                if tuple(result["shape"]) != shape:
+                    continue
+                one = result[part]
+                seconds = one["seconds"]
+                peer = f"{one['fast_to_peer']:.2f}" if "fast_to_peer" in one else ""
+                lines.append(
+                    f"| `{result['kind']}` | {1e3 * seconds['readable']:.2f} | {1e3 * seconds['fast']:.2f} | "
+                    f"{one['fast_to_readable']:.2f} | {one['fast_to_indexed']:.2f} | {peer} | {one['gflops']:.0f} | "
+                    f"{1 / one['fast_to_product']:.0%} |"
+                )
+            parts.append("\n".join(lines))
+    return parts
+
+
+def _long_memory(record: dict[str, Any]) -> str:
+    problems = record["problems"]
+    lines = [
+        "| network | " + " | ".join(f"{name}: {says}" for name, says in problems.items()) + " | parameters |",
+        "|---|" + "---|" * (len(problems) + 1),
+    ]
+    for network in record["networks"]:
+        mine = [run for run in record["runs"] if run["network"] == network]
+        cells = [solved([run for run in mine if run["problem"] == problem], record["lengths"]) for problem in problems]
+        sizes = sorted({run["parameters"] for run in mine})
+        lines.append(f"| {network} | {' | '.join(cells)} | {sizes[0]:,} to {sizes[-1]:,} |")
+    return "\n".join(lines)
+
+
+def solved(runs: list[dict[str, Any]], lengths: list[int]) -> str:
+    """The longest length that each seed solved, as ``20 (10 to 50)``; the end of the ladder is marked as at least."""
+    seeds = {run["seed"] for run in runs}
+    if not seeds:
+        return ""
+    found = sorted(
+        max((run["length"] for run in runs if run["seed"] == seed and run["solved"]), default=0) for seed in seeds
+    )
+    low, middle, high = (
+        f">= {length}" if length == lengths[-1] else str(length)
+        for length in (found[0], found[(len(found) - 1) // 2], found[-1])
+    )
+    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def _origins(records: dict[str, dict[str, Any]]) -> str:
