@@ -25,6 +25,7 @@ from seqapp import bundle, config
 from seqapp.bundle import MANIFEST, Bundle, load, read_manifest, save
 from seqapp.data.splits import LabelledText
 from seqapp.errors import BundleError
+from seqapp.nn.recurrent import ENCODERS
 from seqapp.tasks import TASKS, Task
 from seqapp.tasks.sentiment import SentimentInput
 
@@ -448,3 +449,22 @@ def test_a_bundle_is_replaced_whole_and_only_by_a_bundle(saved: Path, tmp_path: 
 def test_a_bundle_can_be_read_by_others(saved: Path) -> None:
     assert saved.stat().st_mode & 0o755 == 0o755
     assert isinstance(load(saved), Bundle)
+
+
+NEEDS_MORE: dict[str, dict[str, Any]] = {
+    "stack": {"layers": [{"kind": "elman", "hidden_size": 6}, {"kind": "narx", "hidden_size": 4}]},
+    "variational": {"layer": {"kind": "gru", "hidden_size": 6}, "recurrent_dropout": 0.2},
+    "birnn": {"layer": {"kind": "jordan", "hidden_size": 6}},
+}
+
+
+@pytest.mark.parametrize("kind", sorted(ENCODERS))
+@pytest.mark.parametrize("embedding_size", [5, None])
+def test_every_network_answers_from_its_bundle_as_before(kind: str, embedding_size: int | None, tmp_path: Path) -> None:
+    task, _ = trained()
+    encoder = {"kind": kind, **NEEDS_MORE.get(kind, {"hidden_size": 6})}
+    resolved = {**RESOLVED, "model": {"kind": "classifier", "encoder": encoder, "embedding_size": embedding_size}}
+    model = task.build_model(resolved["model"])
+    loaded = load(write(tmp_path / "bundle", model=model, resolved=resolved))
+    assert loaded.predict(ASKED) == task.predict(model.eval(), ASKED)
+    loaded.check_golden()
