@@ -94,8 +94,8 @@ _UNROLL = (
     "turns. `readable` is `scan` over the layer's `step`; `indexed` the same loop as it is usually written, over "
     "`x[:, t]`, whose backward pass fills a tensor of the size of x at every step; `fast` is what `forward` runs; "
     "`peer` is torch.nn.RNN, GRU or LSTM with the same weights. A ratio above 1 means that `fast` is faster. "
-    "GFLOP/s counts matrix products only; `of product` is the time of one square `torch.mm` of as many operations over "
-    "the time of `fast`. oneDNN, which `fast` uses for large products, exceeds the rate of `torch.mm` on this machine."
+    "GFLOP/s counts matrix products only; `of product` is the time of one square product of as many operations, by "
+    "`torch.mm` or oneDNN, whichever is faster, over the time of `fast`."
 )
 
 

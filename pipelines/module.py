@@ -79,6 +79,7 @@ class Learner(pl.LightningModule):
         self._seconds = time.perf_counter()
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        self._learns = not self.truncated or self.task.learns(batch)
         if batch_index == 0:
             # Not earlier: a resumed epoch makes its loader, which draws a number, at another time than a first one.
             torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
@@ -97,14 +98,17 @@ class Learner(pl.LightningModule):
 
     @contextmanager
     def _diverging(self, batch_index: int) -> Iterator[None]:
-        """Say where a number ran away and what would help; the data holds none that is not finite."""
+        """Say where a number ran away and what would help."""
         try:
             yield
         except NotFinite as error:
-            raise SeqappError(
-                f"in epoch {self.current_epoch + 1}, step {batch_index + 1}: {error}; "
+            fits = (
                 "a lower train.learning_rate or train.clip_norm fits"
-            ) from None
+                if self.global_step
+                else "nothing has been learned yet, so shorter rows, smaller numbers in the data, or a network that "
+                "does not grow its state, would fit"
+            )
+            raise SeqappError(f"in epoch {self.current_epoch + 1}, step {batch_index + 1}: {error}; {fits}") from None
 
     def _piece_loss(self, batch: Any) -> tuple[Tensor, dict[str, Metric]]:
         rows = len(batch.lengths)
@@ -112,6 +116,15 @@ class Learner(pl.LightningModule):
         loss, new, carry = self.task.loss_carried(self.model, batch, carry)
         self._carry = map_carry(lambda leaf: leaf.detach(), carry)
         return loss, new
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        # Without an answer there is no gradient, and momentum, decay or averaging must not move the weights either.
+        if self._learns or optimizer_closure is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        else:
+            optimizer_closure()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         gradients = [p.grad.detach() for p in self.model.parameters() if p.grad is not None]

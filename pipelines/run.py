@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -139,6 +140,10 @@ def train(
         seconds = sum(value for _, value in history["train/seconds"])
 
         totals = {"validation": measure(task, model, data, data.validation_items)}
+        chosen = metrics.read(totals["validation"])[task.selection[0]]
+        if not math.isfinite(chosen):
+            raise SeqappError(f"{path.stem}: validation {task.selection[0]} is {chosen} in every epoch, so there is "
+                              "nothing to keep; a lower train.learning_rate or train.clip_norm fits")  # fmt: skip
         if options.test and splits.test:
             totals["test"] = measure(task, model, data, task.encode(splits.test))
         scores = {split: metrics.read(total) for split, total in totals.items()}
@@ -329,10 +334,12 @@ def _fit(
         callbacks.append(RichProgressBar(leave=False))
     with warnings.catch_warnings():
         # Loading is a list index here, so workers would only add their start-up; and resuming into a folder that
-        # holds checkpoints is what resuming means.
+        # holds checkpoints is what resuming means. The schedule follows the pieces of time, and the first of them may
+        # ask for nothing and so leave the optimiser alone.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        warnings.filterwarnings("ignore", message=r".*`lr_scheduler.step\(\)` before `optimizer.step\(\)`.*")
         trainer = pl.Trainer(
             max_epochs=options.epochs,
             accelerator=options.accelerator,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import subprocess
@@ -234,7 +235,7 @@ def register(
                   "so the two cannot be compared")  # fmt: skip
         return Registered(name, str(version), False, reason)
     old = float(champion.tags["score"])
-    better = value > old if direction == "max" else value < old
+    better = not math.isfinite(old) or (value > old if direction == "max" else value < old)
     if not better:
         return Registered(name, str(version), False, f"validation {metric} {figure(value)} is not better than "
                                                      f"{figure(old)} of the champion, {before}")  # fmt: skip

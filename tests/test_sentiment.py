@@ -372,8 +372,10 @@ def test_replicated_targets_are_the_mean_over_positions_beside_the_end() -> None
     good, bad = batch.targets.tolist()
     nll = -logits.log_softmax(-1)
     end = (nll[0, 2, good] + nll[1, 0, bad]) / 2
-    every = (nll[0, :, good].sum() + nll[1, 0, bad]) / 4
+    every = (nll[0, :, good].mean() + nll[1, 0, bad]) / 2
     torch.testing.assert_close(model.loss(*batch)[0], 0.75 * end + 0.25 * every)
     torch.testing.assert_close(model.eval().loss(*batch)[0], end)
-    with pytest.raises(ConfigError, match="pooling: last without a bag fits"):
-        TASK.build_model({**spec, "pooling": {"kind": "max"}, "replicate": 0.5})
+    birnn = {"kind": "birnn", "layer": {"kind": "lstm", "hidden_size": 4}}
+    for wrong in ({"pooling": {"kind": "max"}}, {"encoder": birnn}, {"bag_ngrams": 1}):
+        with pytest.raises(ConfigError, match="encoder that reads one way, without a bag, fits"):
+            TASK.build_model({**spec, **wrong, "replicate": 0.5})

@@ -19,7 +19,7 @@ from seqapp.nn.heads import HEADS, Head
 from seqapp.nn.inputs import OneHot
 from seqapp.nn.ngrams import NgramBag
 from seqapp.nn.pooling import POOLING, Last, Pooling
-from seqapp.nn.recurrent import ENCODERS, Encoder, valid_mask
+from seqapp.nn.recurrent import ENCODERS, Encoder, Recurrent, valid_mask
 from seqapp.registry import Count, NonNegative, Probability, Size, Spec
 
 
@@ -63,9 +63,9 @@ class Classifier(nn.Module):
         if pooling.reads_last and not encoder.has_last:
             raise ValueError("pooling: last needs an encoder whose directions stay apart; a birnn with merge: concat, "
                              "or pooling: max, mean or attention fits")  # fmt: skip
-        if replicate and (bag is not None or not isinstance(pooling, Last)):
-            raise ValueError("replicate asks every position as the last one is asked at the end; pooling: last without "
-                             "a bag fits")  # fmt: skip
+        if replicate and not (isinstance(encoder, Recurrent) and isinstance(pooling, Last) and bag is None):
+            raise ValueError("replicate asks every position as the last one is asked at the end; pooling: last over an "
+                             "encoder that reads one way, without a bag, fits")  # fmt: skip
         self.token_dropout = TokenDropout(token_dropout, unk=UNK, pad=PAD)
         self.embedding = embedding
         self.bag = bag
@@ -84,8 +84,8 @@ class Classifier(nn.Module):
 
         With ``adversarial`` e > 0 the loss in training is the mean of the loss at the embedded rows v and at
         v + e |v| g / |g|, where g is the gradient at v (Miyato et al. 2017, equation 6, made relative to |v| so that
-        growing embeddings cannot outrun it). With ``replicate`` r > 0 the loss in training is (1 - r) times the one at
-        the end plus r times the mean over all positions, whose answers are not used otherwise (target replication,
+        growing embeddings cannot outrun it). With ``replicate`` r > 0 a row's loss in training is (1 - r) times the one
+        at its end plus r times the mean over its positions, whose answers are not used otherwise (target replication,
         Lipton et al. 2016, equation 1).
         """
         vectors = self.embed(ids)
@@ -110,7 +110,8 @@ class Classifier(nn.Module):
         y, _ = self.encoder(vectors, lengths)
         end = self.dropout(self.encoder.last(y, lengths))
         inside = valid_mask(lengths, y.shape[1])
-        every = self.head.loss(self.dropout(y[inside]), targets.repeat_interleave(lengths))
+        weights = (1 / (lengths * len(lengths))).to(y.dtype).repeat_interleave(lengths)
+        every = self.head.loss(self.dropout(y[inside]), targets.repeat_interleave(lengths), weights)
         loss = (1 - self.replicate) * self.head.loss(end, targets) + self.replicate * every
         return loss, self.head.logits(end)
 

@@ -21,8 +21,11 @@ class Head(nn.Module, ABC):
         """Exact scores: x (N, I) -> (N, V)."""
 
     @abstractmethod
-    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Mean training loss over N rows: x (N, I), targets (N,) -> scalar."""
+    def loss(self, x: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Training loss of N rows: x (N, I), targets (N,) -> scalar.
+
+        The mean over the rows or, with weights (N,), their weighted sum.
+        """
 
 
 HEADS: Registry[Head] = Registry("head", given=("input_size", "classes"))
@@ -47,5 +50,8 @@ class FullSoftmax(Head):
         scores: Tensor = self.project(x)
         return scores.float() if scores.dtype.itemsize < 4 else scores
 
-    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(self.logits(x), targets, label_smoothing=self.label_smoothing if self.training else 0.0)
+    def loss(self, x: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        smoothing = self.label_smoothing if self.training else 0.0
+        if weights is None:
+            return cross_entropy(self.logits(x), targets, label_smoothing=smoothing)
+        return cross_entropy(self.logits(x), targets, reduction="none", label_smoothing=smoothing) @ weights

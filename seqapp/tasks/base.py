@@ -127,6 +127,10 @@ class Task(ABC, Generic[E, I]):
         """
         raise self._carries_nothing()
 
+    def learns(self, batch: Any) -> bool:
+        """Whether a piece of a batch asks for an answer; one that does not only carries the state on."""
+        return True
+
     def loss_carried(
         self, model: nn.Module, batch: Any, carry: Carry | None
     ) -> tuple[Tensor, dict[str, Metric], Carry]:
