@@ -95,6 +95,7 @@ PROBLEMS = {
     "copy": Problem("copy", {"symbols": 4, "recited": 4}, {}, "4 of 4 symbols, after a delay of T"),
     "adding": Problem("adding", {}, {}, "the sum of two marked numbers among T"),
     "parity": Problem("parity", {}, {"asked_at": "end"}, "of T bits; asked at every step, checked at the end"),
+    "parity at the end": Problem("parity", {"asked_at": "end"}, {}, "of T bits; asked at the end only"),
     "a^n b^n": Problem("anbn", {}, {}, "every next symbol that the rule decides, n up to T", shows_answers=True),
 }
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,6 +25,9 @@ from rich.progress import (
 )
 
 from seqapp.errors import SeqappError
+
+if TYPE_CHECKING:
+    pass
 
 # Heavy imports stand inside the commands: `seqapp --help` must not wait for torch.
 
@@ -92,6 +95,10 @@ def evaluate(
     text: Annotated[str | None, typer.Option(help="column of the text, if not 'text'")] = None,
     label: Annotated[str | None, typer.Option(help="column of the label, if not 'label'")] = None,
     encoding: Annotated[str | None, typer.Option(help="of the file, if not utf-8")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="another choice that files of the task have, such as targets=answers"),
+    ] = None,
 ) -> None:
     """Measure MODEL on a labelled file; JSON on standard output."""
     from pipelines import run
@@ -100,8 +107,13 @@ def evaluate(
 
     given = {"text": text, "label": label, "encoding": encoding}
     columns = {name: value for name, value in given.items() if value is not None}
+    for choice in column or ():
+        name, equals, value = choice.partition("=")
+        if not equals or not name:
+            raise SeqappError(f"--column: {choice!r} is not of the form NAME=VALUE, such as targets=answers")
+        columns[name] = value
     figures = run.evaluate(bundle.load(resolve(model).path), data, **columns)
-    print(json.dumps({**figures, "model": model}, indent=1, ensure_ascii=False))
+    print(json.dumps({**figures, "model": model}, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 @app.command()
@@ -129,8 +141,13 @@ def predict(
     with bar:
         task = bar.add_task("", total=None)
         for record in predict_file(loaded, file, text=text, encoding=encoding):
+            try:
+                line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+            except ValueError:
+                record = {"line": record["line"], "error": "the answer holds a number that is not finite"}
+                line = json.dumps(record)
             failed += "error" in record
-            print(json.dumps(record, ensure_ascii=False), flush=sys.stdout.isatty())
+            print(line, flush=sys.stdout.isatty())
             bar.advance(task)
     if failed:
         raise SeqappError(f"{failed} row(s) could not be answered; each says why in its line")
@@ -291,6 +308,10 @@ def _errors_told() -> Iterator[None]:
         _tell(str(error))
         sys.exit(1)
     except Exception as error:
+        if _is_out_of_memory(error):
+            _tell("memory does not suffice for the sizes that model says; smaller ones fit, and so may a smaller "
+                  "train.batch_tokens")  # fmt: skip
+            sys.exit(1)
         mlflow = sys.modules.get("mlflow.exceptions")
         if mlflow is None or not isinstance(error, mlflow.MlflowException):
             raise
@@ -299,6 +320,14 @@ def _errors_told() -> Iterator[None]:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         _tell(masked(f"the tracking server {tracking_uri()} says: {first}"))
         sys.exit(1)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    # Of processors torch tells only by the text; the latter two are sizes that no machine has.
+    texts = ("can't allocate memory", "out of memory", "Storage size calculation overflowed", "Overflow when unpacking")
+    return isinstance(error, RuntimeError | TypeError) and any(text in str(error) for text in texts)
 
 
 def _tell(error: str) -> None:

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from seqapp.data.batching import LengthBuckets
 from seqapp.data.splits import Splits
-from seqapp.errors import SeqappError
-from seqapp.tasks import Task
+from seqapp.errors import DataError, SeqappError
+from seqapp.tasks import InputError, Task
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,10 @@ class Data(pl.LightningDataModule):
         seed: of the order of batches.
         truncate: most positions of a training row that are learned from at once, the rest following in pieces; 0 takes
             whole rows.
+
+    Raises:
+        DataError: naming data set, split and example, if one cannot be encoded.
+        InputError: the same where there is no training split: a file to measure, which the caller names.
     """
 
     def __init__(
@@ -101,8 +105,22 @@ class Data(pl.LightningDataModule):
         super().__init__()
         self.task, self.splits = task, splits
         self.batch_tokens, self.batch_rows, self.seed, self.truncate = batch_tokens, batch_rows, seed, truncate
-        self.train_items = task.encode(splits.train) if splits.train else []
-        self.validation_items = task.encode(splits.validation)
+        self.train_items = self.encode("train") if splits.train else []
+        self.validation_items = self.encode("validation")
+
+    def encode(self, split: str) -> list[Any]:
+        """The items of "train", "validation" or "test".
+
+        Raises:
+            DataError, InputError: as the class.
+        """
+        try:
+            return self.task.encode(getattr(self.splits, split))
+        except (InputError, DataError) as error:
+            if not self.splits.train:
+                raise
+            what = f"example {error.index + 1}: {error.problem}" if isinstance(error, InputError) else str(error)
+            raise DataError(f"{self.splits.name}: {split} split: {what}") from None
 
     def train_dataloader(self) -> DataLoader[Any] | Pieces:
         lengths = [self.task.augmented_length(self.task.length(item)) for item in self.train_items]

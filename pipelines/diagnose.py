@@ -139,7 +139,7 @@ def diagnose(
         progress: is told what happens.
 
     Raises:
-        SeqappError: if an argument leads nowhere or has no causal layer.
+        SeqappError: if an argument leads nowhere or has no causal layer, or files cannot be written.
     """
     overrides = [argument for argument in arguments if "=" in argument]
     named = [argument for argument in arguments if "=" not in argument]
@@ -150,6 +150,10 @@ def diagnose(
     found = Diagnosis(out or Path("runs") / "diagnosis" / _slug("-".join(_stem(name) for name in named) or "networks"))
     if found.directory.exists() and not found.directory.is_dir():
         raise SeqappError(f"{found.directory}: is a file; --out takes a directory")
+    try:
+        found.directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(found.directory, error) from None
     seen = [_look(name, overrides, options) for name in named] or [_fresh(networks, options)]
     subjects = [subject for look in seen for subject in look.subjects]
     found.run_ids = list(dict.fromkeys(look.run_id for look in seen if look.run_id))
@@ -193,7 +197,10 @@ def diagnose(
         "one_tap": taps,
         "notes": [note for look in seen for note in look.notes],
     }
-    _write(found, figures)
+    try:
+        _write(found, figures)
+    except OSError as error:
+        raise _unwritable(found.directory, error) from None
     _log(found, named)
     return found
 
@@ -388,7 +395,7 @@ def _subject(name: str, group: str, layer: Recurrent[Any], reading: Reading | No
     steps = min(options.steps, int(lengths.sort().values[(3 * (len(lengths) - 1)) // 4]))
     rows = (lengths >= steps).nonzero()[:, 0][: options.rows]
     carry = None if reading.carry is None else map_carry(lambda leaf: leaf[rows], reading.carry)
-    data = f"{len(rows)} training rows, their first {steps} positions"
+    data = f"{len(rows)} training rows, the first {steps} positions that it reads"
     return Subject(name, group, layer, reading.x[rows, :steps], data, carry)
 
 
@@ -562,7 +569,6 @@ def _one_tap() -> tuple[Figure, list[dict[str, Any]]]:
 
 
 def _write(found: Diagnosis, figures: Mapping[str, Figure]) -> None:
-    found.directory.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         found.files.append(found.directory / f"{name}.png")
         figure.savefig(found.files[-1], dpi=110)
@@ -572,6 +578,10 @@ def _write(found: Diagnosis, figures: Mapping[str, Figure]) -> None:
     text = re.sub(r"\[\s+((?:-?[\d.e+-]+|null)(?:,\s+(?:-?[\d.e+-]+|null))*)\s+\]",
                   lambda match: "[" + re.sub(r"\s+", " ", match[1]) + "]", text)  # fmt: skip
     found.files[-1].write_text(text + "\n", encoding="utf-8")
+
+
+def _unwritable(directory: Path, error: OSError) -> SeqappError:
+    return SeqappError(f"{directory}: cannot be written: {error.strerror or error}; --out takes a directory of yours")
 
 
 def _log(found: Diagnosis, named: Sequence[str]) -> None:

@@ -51,7 +51,7 @@ def predict_file(
 
     Where all that the task needs is a text, a row is a text: a line, or one column of a table. Otherwise it is the
     fields of ``task.Input``: a JSON object a line, or the columns of a table of the same names; further columns are
-    passed over, and a cell may hold a list as JSON.
+    passed over, a cell may hold a list as JSON, and an empty cell is a value that was not given.
 
     Args:
         loaded: a bundle.
@@ -111,8 +111,10 @@ def _records(file: str, encoding: str, kind: type[BaseModel]) -> Iterator[tuple[
     if _is_table(file):
         for row in read_rows(Path(file), encoding=encoding):
             named = {name: value for name, value in row.values.items() if name in fields}
-            # An empty cell of a table is a value that was not given.
-            yield row.line, {name: _cell(value) for name, value in named.items() if value is not None and value != ""}
+            if not _is_json(file):
+                # A table has a cell in every column, so that an empty one is a value that was not given.
+                named = {name: _cell(value) for name, value in named.items() if value is not None and value != ""}
+            yield row.line, named
         return
     for number, line in _lines(file, encoding):
         if not line.strip():
@@ -138,6 +140,10 @@ def _cell(value: Any) -> Any:
 
 def _is_table(file: str) -> bool:
     return file != "-" and Path(file).suffix.lower() not in (".txt", ".text", "")
+
+
+def _is_json(file: str) -> bool:
+    return file.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson"))
 
 
 def _lines(file: str, encoding: str) -> Iterator[tuple[int, str]]:

@@ -35,6 +35,7 @@ from seqapp.bundle import Bundle
 from seqapp.data.splits import SOURCES, LabelledText, Splits
 from seqapp.errors import BundleError, ConfigError, DataError, SeqappError
 from seqapp.metrics import Confusion, Metric
+from seqapp.nn.recurrent import NotFinite
 from seqapp.references import connect, tracking_uri
 from seqapp.tasks import TASKS, InputError, Task
 
@@ -107,8 +108,11 @@ def train(
         seed=options.seed,
         truncate=options.truncate,
     )
+    test_items = data.encode("test") if options.test and splits.test else []
     pl.seed_everything(options.seed, verbose=False)
     model = task.build_model(resolved["model"])
+    if options.truncate:
+        task.check_carries(model)
     learner = Learner(
         task,
         model,
@@ -144,8 +148,8 @@ def train(
         if not math.isfinite(chosen):
             raise SeqappError(f"{path.stem}: validation {task.selection[0]} is {chosen} in every epoch, so there is "
                               "nothing to keep; a lower train.learning_rate or train.clip_norm fits")  # fmt: skip
-        if options.test and splits.test:
-            totals["test"] = measure(task, model, data, task.encode(splits.test))
+        if test_items:
+            totals["test"] = measure(task, model, data, test_items)
         scores = {split: metrics.read(total) for split, total in totals.items()}
         sizes = {name: len(getattr(splits, name)) for name in digests if getattr(splits, name)}
         name = options.model_name or f"{resolved['task']['kind']}-{path.stem.partition('-')[0]}"
@@ -266,16 +270,33 @@ def evaluate(loaded: Bundle, path: Path, **columns: Any) -> dict[str, Any]:
         raise DataError(f"{path}: example {error.index + 1}: {error.problem}") from None
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    totals = measure(task, loaded.model, data, data.validation_items)
+    try:
+        totals = measure(task, loaded.model, data, data.validation_items)
+    except NotFinite as error:
+        raise _unanswered(loaded, path, examples, str(error)) from None
+    scores = metrics.read(totals)
+    if odd := [name for name, value in scores.items() if not math.isfinite(value)]:
+        raise _unanswered(loaded, path, examples, f"{', '.join(odd)}: not finite")
     certain = intervals(task, totals, len(examples))
     return {
         "model": str(loaded.path),
         "data": str(path),
         "examples": len(examples),
-        **metrics.read(totals),
+        **scores,
         **{f"{name}_interval_95": list(bounds) for name, bounds in certain.items()},
         **_confusions({"confusion": totals}),
     }
+
+
+def _unanswered(loaded: Bundle, path: Path, examples: Sequence[Any], problem: str) -> DataError:
+    """Why there are no figures: the example that cannot be answered, if asking shows it, else ``problem``."""
+    try:
+        loaded.predict([loaded.task.as_input(example) for example in examples])
+    except InputError as error:
+        problem = f"example {error.index + 1}: {error.problem}"
+    except NotFinite as error:
+        problem = str(error)
+    return DataError(f"{path}: {problem}")
 
 
 def export(loaded: Bundle, target: Path) -> Path:

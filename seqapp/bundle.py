@@ -16,6 +16,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -111,13 +112,13 @@ def save(
         task: a prepared task.
         model: what ``task.build_model`` made, trained.
         resolved: the config, every default written out.
-        metrics: figures to keep beside the weights.
+        metrics: figures to keep beside the weights; one that is not finite becomes null.
         name: what a person calls it.
         golden: inputs whose answers are stored and asked again after loading.
         card: the model card, Markdown.
 
     Raises:
-        BundleError: if something else than a bundle stands at ``path``.
+        BundleError: if something else than a bundle stands at ``path``, or a golden answer is not finite.
     """
     if path.exists() and not (path / MANIFEST).is_file():
         raise BundleError(f"{path}: exists and is not a bundle, so it is not overwritten")
@@ -137,8 +138,12 @@ def save(
                   draft / "weights.safetensors")  # fmt: skip
         task.save(draft)
         _write(draft / "config.yaml", config.dump(resolved))
-        _write(draft / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
-        _write(draft / "golden.json", json.dumps(answered, indent=1, ensure_ascii=False) + "\n")
+        _write(draft / "metrics.json", _json(_finite_or_null(metrics)))
+        try:
+            _write(draft / "golden.json", _json(answered))
+        except ValueError:
+            raise BundleError(f"{path}: a golden answer holds a number that is not finite; a model whose answers are "
+                              "finite fits") from None  # fmt: skip
         _write(draft / "README.md", card)
         manifest = Manifest(
             format=FORMAT,
@@ -278,6 +283,18 @@ def _read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{file}: not readable JSON: {error}") from None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite_or_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite_or_null(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite_or_null(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(file: Path, text: str) -> None:

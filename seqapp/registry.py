@@ -37,6 +37,9 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Where = tuple[str | int, ...]
 """The place of a value inside a config: ``("model", "encoder", "layers", 0)``."""
 
+DEEPEST = 32
+"""Most components one inside the other, the outermost counted."""
+
 
 class InvalidOption(ConfigError):
     """An option does not fit; ``where`` tells which. :mod:`seqapp.config` adds the file and the line."""
@@ -209,6 +212,8 @@ class Registry(Generic[T]):
         Raises:
             InvalidOption: naming the place and what would fit.
         """
+        if sum(isinstance(part, str) for part in where) > DEEPEST:
+            raise InvalidOption(where, f"components stand more than {DEEPEST} deep inside one another; {DEEPEST} fit")
         if isinstance(spec, str):
             spec = {"kind": spec}
         if not isinstance(spec, Mapping):

@@ -121,11 +121,11 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # These bring torch, which takes seconds; a wrong option or a taken port has been told by now.
-    from serving.app import create_app
+    from serving.app import ANSWERED, create_app
     from serving.engine import THREAD_PREFIX
     from serving.models import go_live
 
-    models = go_live(settings.models, settings.threads)
+    models = go_live(settings.models, settings.threads, ANSWERED)
     for refusal in models.refused:
         print(f"serving: {refusal.reference} is not live: {refusal.reason}", file=sys.stderr)
     if not len(models):

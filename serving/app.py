@@ -20,6 +20,9 @@ from serving.routes import health, models, sentiment
 from serving.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
+ROUTES = (sentiment, models, health)
+ANSWERED = frozenset(str(module.TASK) for module in ROUTES if hasattr(module, "TASK"))
+"""The tasks whose models some route asks."""
 
 # The playground needs nothing from elsewhere and inserts text only as text; this holds it to that.
 POLICY = (
@@ -58,7 +61,7 @@ def create_app(settings: Settings, live: Models) -> FastAPI:
     app.state.models = live
     problems.install(app)
     app.add_middleware(Envelope, max_bytes=settings.max_bytes, access_log=settings.access_log)
-    for module in (sentiment, models, health):
+    for module in ROUTES:
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
 

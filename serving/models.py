@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -110,12 +110,13 @@ class Models:
             model.engine.close()
 
 
-def go_live(references: Sequence[str] = (), threads: int | None = None) -> Models:
+def go_live(references: Sequence[str] = (), threads: int | None = None, tasks: Collection[str] | None = None) -> Models:
     """Load the bundles that ``references`` name and ask each its golden questions; one that fails is refused.
 
     Args:
         references: bundle directories, ``name@alias``, ``name/version`` or run ids; none stands for every champion.
         threads: of one forward pass; by default the cores are shared out evenly.
+        tasks: those that a route answers; a model of another is refused. None takes every task.
 
     Raises:
         ReferenceNotFound: if no reference is given and the registry has no champion.
@@ -126,7 +127,7 @@ def go_live(references: Sequence[str] = (), threads: int | None = None) -> Model
     refused: list[Refusal] = []
     for reference in wanted:
         try:
-            live.append(_open(reference, {model.id for model in live}, threads))
+            live.append(_open(reference, {model.id for model in live}, threads, tasks))
         except SeqappError as error:
             refused.append(Refusal(reference, str(error)))
         except (
@@ -137,10 +138,14 @@ def go_live(references: Sequence[str] = (), threads: int | None = None) -> Model
     return Models(live, refused)
 
 
-def _open(reference: str, taken: set[str], threads: int) -> LiveModel:
+def _open(reference: str, taken: set[str], threads: int, tasks: Collection[str] | None) -> LiveModel:
     found = resolve(reference)
     name = _free_name(found, taken)
     loaded = bundle.load(found.path)
+    task = loaded.manifest.task
+    if tasks is not None and task not in tasks:
+        raise SeqappError(f"no HTTP route answers the task {task!r}, only {', '.join(sorted(tasks))}; "
+                          "`seqapp predict` does")  # fmt: skip
     loaded.check_golden()
     readme = found.path / "README.md"
     card = readme.read_text(encoding="utf-8") if readme.is_file() else ""

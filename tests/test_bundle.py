@@ -446,6 +446,28 @@ def test_a_bundle_is_replaced_whole_and_only_by_a_bundle(saved: Path, tmp_path: 
         write(tmp_path / "mine" / "thesis.txt")
 
 
+def test_figures_that_are_not_finite_are_null_and_such_answers_are_refused(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {"validation": {"accuracy": 0.5, "nll": float("nan")}, "curve": (1, float("inf"), None, "x", True)}
+    loaded = load(write(tmp_path / "odd", metrics=scores))
+    assert loaded.metrics == {"validation": {"accuracy": 0.5, "nll": None}, "curve": [1, None, None, "x", True]}
+    task, _ = trained()
+    plain = task.predict
+
+    def predict(model: nn.Module, inputs: list[Any]) -> list[Any]:
+        return [answer.model_copy(update={"score": float("nan")}) for answer in plain(model, inputs)]
+
+    monkeypatch.setattr(task, "predict", predict)
+    with pytest.raises(BundleError, match="b: a golden answer holds a number that is not finite"):
+        write(tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    with pytest.raises(BundleError, match="golden answer"):
+        write(saved)
+    monkeypatch.undo()
+    load(saved).check_golden()
+
+
 def test_a_bundle_can_be_read_by_others(saved: Path) -> None:
     assert saved.stat().st_mode & 0o755 == 0o755
     assert isinstance(load(saved), Bundle)

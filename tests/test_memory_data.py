@@ -12,7 +12,7 @@ import torch
 
 from seqapp.data import memory
 from seqapp.data.memory import ROWS, Rows, as_steps
-from seqapp.data.splits import SOURCES, Splits
+from seqapp.data.splits import SOURCES, Splits, split_by_group
 from seqapp.data.steps import Steps, read_steps
 from seqapp.errors import ConfigError, DataError
 
@@ -169,6 +169,36 @@ def test_narma_that_runs_away_is_drawn_again(monkeypatch: pytest.MonkeyPatch) ->
     assert rows.targets.max() <= 1
 
 
+def test_narma_that_always_runs_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def wild(chance: torch.Generator, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(rows)
+        y = torch.zeros(rows, length)
+        for row in range(rows):
+            y[row, [30, 40, 50][row % 3] :] = float("nan")
+        return torch.zeros(rows, length), y
+
+    monkeypatch.setattr(memory, "_narma", wild)
+    with pytest.raises(ConfigError, match=r"narma: in 99 steps every draw runs away; half .* a length of 40 fits"):
+        drawn("narma", 3, 99)
+    assert calls == [3, 3, *[256] * (memory._PATIENCE - 1)]
+
+
+def test_one_unlucky_row_of_narma_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    chances = torch.Generator().manual_seed(0)
+
+    def mostly_wild(chance: torch.Generator, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.rand(rows, 1, generator=chances).expand(rows, length).clone()
+        y[y[:, 0] > 0.02, -1] = float("nan")
+        return y / 2, y
+
+    monkeypatch.setattr(memory, "_narma", mostly_wild)
+    rows = drawn("narma", 40, 7)
+    assert torch.equal(rows.inputs * 2, rows.targets)
+    assert rows.targets.max() <= 0.02
+
+
 @kinds
 def test_splits_share_no_sequence_and_have_the_sizes_asked_for(kind: str) -> None:
     splits = small(kind)
@@ -256,6 +286,31 @@ def test_own_sequences_are_split_without_sharing_inputs(tmp_path: Path) -> None:
     assert splits.train[0].targets[0] is None
     given = SOURCES.build({"kind": "sequences", "train": str(path), "validation": str(path), "test_share": 0})
     assert (len(given.train), len(given.validation), len(given.test)) == (84, 84, 0)
+
+
+def test_a_symbol_is_never_set_aside_from_training(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    rows = [{"inputs": ["a", n], "targets": [None, "even" if n % 2 == 0 else "odd"]} for n in range(10)]
+    rows = [{"inputs": [*row["inputs"], m], "targets": [*row["targets"], None]} for m in range(9) for row in rows]
+    rows += [{"inputs": ["rare", 1, 2], "targets": ["odd"]}, {"inputs": [0, 0, 0], "targets": ["never"]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    moved = 0
+    for seed in range(12):
+        chosen = {"kind": "sequences", "train": str(path), "validation_share": 0.3, "test_share": 0.3, "seed": seed}
+        splits = SOURCES.build(chosen)
+        parts = (splits.train, splits.validation, splits.test)
+        assert sum(map(len, parts)) == len(rows)
+        assert [row for row in splits.train if "rare" in row.inputs]
+        assert [row for row in splits.train if "never" in row.targets]
+        places = [[*map(json.dumps, row["inputs"])] for row in rows]
+        order = [places.index([*map(json.dumps, row.inputs)]) for row in splits.train]
+        assert order == sorted(order)
+        assert SOURCES.build(chosen).digests() == splits.digests()
+        moved += len(splits.train) != len(split_by_group(range(len(rows)), lambda n: n, [0.4, 0.3, 0.3], seed)[0])
+    assert moved, "no seed set a rare symbol aside, so nothing was tested"
+    path.write_text("".join(json.dumps({"inputs": [n, n], "targets": [1]}) + "\n" for n in range(10)))
+    with pytest.raises(DataError, match=r"own\.jsonl: no row is left for validation: each that was set aside holds"):
+        SOURCES.build({"kind": "sequences", "train": str(path), "test_share": 0})
 
 
 def test_own_sequences_that_do_not_fit_are_explained(tmp_path: Path) -> None:

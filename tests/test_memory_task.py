@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from seqapp import bundle, metrics
@@ -162,7 +163,7 @@ def test_a_whole_number_among_numbers_is_a_number() -> None:
     ("kind", "inputs", "problem"),
     [
         ("symbols", [], "the sequence is empty; one step or more fits"),
-        ("symbols", ["x", "z"], "no symbol is 'z'; known: 3, x, y"),
+        ("symbols", ["x", "z"], "no symbol is 'z'; known from training: 3, x, y"),
         ("symbols", [3.0], r"no symbol is 3.0; known"),
         ("symbols", ["3"], r"no symbol is '3'; known"),
         ("symbols", [[3]], r"no symbol is \[3\]; known"),
@@ -185,6 +186,31 @@ def test_an_input_that_cannot_be_answered_is_told_with_its_index(kind: str, inpu
     assert list(caught.value.problems) == [1, 3]
 
 
+def runaway(deep: bool) -> tuple[Memory, InStep]:
+    """A network whose state grows tenfold a step, alone or below another layer, which refuses what is not finite."""
+    task = prepared("numbers", loss_at="every")
+    linear = {"kind": "elman", "hidden_size": 5, "activation": "identity"}
+    encoder = {"kind": "stack", "layers": [linear, LSTM]} if deep else linear
+    model = task.build_model(spec("numbers", encoder=encoder))
+    assert isinstance(model, InStep)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("encoder.W", "layers.0.W")):
+                parameter.copy_(10 * torch.eye(5))
+    return task, model.eval()
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_a_row_that_overflows_is_told_and_the_others_are_answered(deep: bool) -> None:
+    task, model = runaway(deep)
+    short, long = MemoryInput(inputs=[[0.5, 1.0]] * 3), MemoryInput(inputs=[[0.5, 1.0]] * 60)
+    with pytest.raises(InputError, match=r"grow without bound on this sequence; .* fewer steps fit") as caught:
+        task.predict(model, [short, long, short, long])
+    assert list(caught.value.problems) == [1, 3]
+    (answer,) = task.predict(model, [short])
+    assert all(abs(value) < 1e9 for values in answer.outputs for value in values)
+
+
 def test_a_bad_example_is_told() -> None:
     task = prepared("symbols")
     for example, problem in [
@@ -193,7 +219,7 @@ def test_a_bad_example_is_told() -> None:
     ]:
         with pytest.raises(InputError, match=f"^input 1: {problem}"):
             task.encode([EXAMPLES["symbols"][0], example])
-    with pytest.raises(DataError, match="targets: no answer is 'no'; known: 7, yes"):
+    with pytest.raises(DataError, match="targets: no answer is 'no'; known from training: 7, yes"):
         task.encode([Steps(("x",), ("no",))])
     with pytest.raises(DataError, match=r"^next_symbol: step 2 asks for 'b' but step 3 reads 'a'"):
         prepared("next").encode([Steps(("end", "a", "a"), (None, "b", None))])
@@ -237,6 +263,19 @@ def test_numbers_cost_their_squared_error() -> None:
     assert scores["solved"] == pytest.approx(sum(abs(error) < 0.5 for error in errors) / 3)
     bare, batch = batch_of("numbers", tolerance=None)
     assert set(bare.loss(model, batch)[1]) == {"mse", "relative_mse"}
+
+
+@pytest.mark.parametrize(("kind", "names"), [("symbols", {"nll", "accuracy", "solved"}),
+                                             ("numbers", {"mse", "relative_mse", "solved"})])  # fmt: skip
+def test_scores_of_the_last_answer_alone_have_names_of_their_own(kind: str, names: set[str]) -> None:
+    examples = [example for example in EXAMPLES[kind] if example.targets[-1] is not None]
+    for loss_at, wanted in (("asked", names), ("every", names), ("end", {f"{name}_end" for name in names})):
+        task = prepared(kind, loss_at=loss_at)
+        _, totals = task.loss(model_for(kind), task.collate(task.encode(examples)))
+        assert set(totals) == set(metrics.read(totals)) == wanted
+        assert task.selection == (next(name for name in sorted(wanted) if name.startswith(("nll", "mse"))), "min")
+        assert wanted <= set(task.titles)
+        assert {name for name in wanted if name.startswith(("accuracy", "solved"))} <= set(task.shares)
 
 
 def test_always_answering_the_mean_has_relative_mse_one() -> None:
@@ -367,6 +406,9 @@ def test_an_encoder_that_reads_both_ways_is_not_cut() -> None:
     task.loss(model, batch)
     with pytest.raises(ConfigError, match=r"train\.truncate: an encoder that reads both ways carries no state"):
         task.loss_carried(model, next(task.chunks(batch, 2)), None)
+    with pytest.raises(ConfigError, match=r"train\.truncate: an encoder that reads both ways carries no state"):
+        task.check_carries(model)
+    task.check_carries(model_for("symbols"))
 
 
 @pytest.mark.parametrize(
@@ -426,8 +468,8 @@ def test_read_examples(tmp_path: Path) -> None:
     file.write_text('{"inputs": ["x", 3], "targets": ["yes"]}\n')
     assert task.read_examples(file) == [Steps(("x", 3), (None, "yes"))]
     for line, problem in [
-        ('{"inputs": ["z"], "targets": [7]}', "no symbol is 'z'; known: 3, x, y"),
-        ('{"inputs": ["x"], "targets": [8]}', "targets: no answer is 8; known: 7, yes"),
+        ('{"inputs": ["z"], "targets": [7]}', "no symbol is 'z'; known from training: 3, x, y"),
+        ('{"inputs": ["x"], "targets": [8]}', "targets: no answer is 8; known from training: 7, yes"),
     ]:
         file.write_text('{"inputs": ["x"], "targets": [7]}\n' + line)
         with pytest.raises(DataError, match=rf"own\.jsonl:2: {problem}"):
@@ -442,6 +484,10 @@ def test_wire_types_refuse_what_they_do_not_know() -> None:
     for bad in ({"inputs": [1], "explain": True}, {"inputs": [True]}, {"inputs": [None]}, {"inputs": "ab"}, {}):
         with pytest.raises(ValueError, match="validation error"):
             MemoryInput.model_validate(bad)
+    for step, problem in ((None, "a step is None"), ({"a": 1}, "a step is {'a': 1}"), ([], r"a step is \[\]")):
+        with pytest.raises(ValidationError, match=rf"{problem}; a symbol") as caught:
+            MemoryInput.model_validate({"inputs": [1, step]})
+        assert [error["loc"] for error in caught.value.errors()] == [("inputs", 1)]
     given = MemoryInput(inputs=["a", 1, 0.5, [1, 2.5]])
     assert MemoryInput.model_validate_json(given.model_dump_json()) == given
     answer = MemoryOutput(at="end", outputs=["a"], probabilities=[1.0])

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from pipelines.options import SECTIONS
 from seqapp.registry import (
+    DEEPEST,
     Count,
     InvalidOption,
     NonNegative,
@@ -295,3 +296,17 @@ def test_every_option_of_every_plain_section_has_a_line_of_help() -> None:
             for option in options_of(section).values():
                 assert option.help, f"{name}.{option.name}"
                 option.check(option.default, (name, option.name))
+
+
+@pytest.mark.parametrize("levels", [DEEPEST + 1, 300, 5000])
+def test_components_nested_without_bound_are_told_where(levels: int) -> None:
+    def nested(levels: int) -> dict[str, Any]:
+        spec: dict[str, Any] = {"kind": "twin"}
+        for _ in range(levels - 1):
+            spec = {"kind": "twin", "left": spec}
+        return spec
+
+    assert MIDDLE.check(nested(DEEPEST), ("model",))["kind"] == "twin"
+    with pytest.raises(InvalidOption, match=f"components stand more than {DEEPEST} deep inside one another") as caught:
+        MIDDLE.check(nested(levels), ("model",))
+    assert caught.value.where == ("model", *["left"] * DEEPEST)

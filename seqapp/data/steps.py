@@ -5,6 +5,7 @@ A symbol is text or a whole number; a row of numbers is one number a channel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def sequences(
 
     An input is a symbol, a number or a list of numbers; there are as many targets as inputs, null where no answer is
     asked, or one, which is asked at the end. Sequences with equal inputs never stand on both sides of a split that is
-    made here.
+    made here. Of those set aside, the first that reads or answers a symbol which no training sequence reads or answers
+    goes back to training, so that no symbol is met where it was never learned.
 
     Args:
         train: the file to learn from; a relative path starts at the current directory.
@@ -83,9 +85,38 @@ def sequences(
         dealt = split_by_group(rows, lambda row: row.inputs, [left, *shares.values()], seed)
     except DataError as error:
         raise DataError(f"{train}: {error}") from None
+    dealt = _known_to_training(rows, dealt)
+    for name, part in zip(shares, dealt[1:], strict=True):
+        if not part:
+            raise DataError(f"{train}: no row is left for {name}: each that was set aside holds a symbol that stands "
+                            f"nowhere else; more rows with the same symbols, or a file for {name}, fit")  # fmt: skip
     parts |= dict(zip(["train", *shares], dealt, strict=True))
     how = [f"{name} {share:g}" for name, share in shares.items()]
     return Splits(", ".join([f"sequences {Path(train).name}", *how, *([f"seed {seed}"] if how else [])]), **parts)
+
+
+def _known_to_training(rows: Sequence[Steps], dealt: Sequence[Sequence[Steps]]) -> list[list[Steps]]:
+    """``dealt``, training first, with every row in training that holds a symbol which would be missing there.
+
+    Args:
+        rows: all of them, in the order that each part keeps.
+        dealt: the parts; rows with equal inputs stand in one part and stay together.
+    """
+    train, *others = dealt
+    known = {symbol for row in train for symbol in _symbols(row)}
+    stay = {row.inputs for row in train}
+    for row in (row for part in others for row in part):
+        if row.inputs in stay or not _symbols(row) <= known:
+            stay.add(row.inputs)
+            known |= _symbols(row)
+    return [[row for row in rows if row.inputs in stay],
+            *([row for row in part if row.inputs not in stay] for part in others)]  # fmt: skip
+
+
+def _symbols(row: Steps) -> set[tuple[str, Symbol]]:
+    """Its symbols, those that are read apart from those that are answered."""
+    read = {("read", step) for step in row.inputs if not isinstance(step, tuple)}
+    return read | {("answered", step) for step in row.targets if step is not None and not isinstance(step, tuple)}
 
 
 def read_steps(

@@ -127,6 +127,13 @@ class Task(ABC, Generic[E, I]):
         """
         raise self._carries_nothing()
 
+    def check_carries(self, model: nn.Module) -> None:
+        """Refuse a model whose rows cannot be cut, before any run is opened for it.
+
+        Raises:
+            ConfigError: if its state cannot be carried on.
+        """
+
     def learns(self, batch: Any) -> bool:
         """Whether a piece of a batch asks for an answer; one that does not only carries the state on."""
         return True

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
@@ -21,7 +22,7 @@ from seqapp.data.steps import Step, Steps, Symbol, as_step, read_steps
 from seqapp.errors import BundleError, ConfigError, DataError
 from seqapp.metrics import Metric, Ratio
 from seqapp.models.in_step import InStep, Kind
-from seqapp.nn.recurrent import Carry
+from seqapp.nn.recurrent import Carry, NotFinite
 from seqapp.registry import Positive
 from seqapp.tasks.base import TASKS, InputError, Task
 
@@ -31,12 +32,23 @@ PREDICT_STEPS = 16_384
 _SHOWN = 20
 
 
+def _checked(value: Any) -> Any:
+    # The four types of a step would each complain; a person wants one complaint.
+    try:
+        as_step(value)
+    except ValueError as error:
+        raise PydanticCustomError("step", "{problem}", {"problem": str(error)}) from None
+    return value
+
+
 class MemoryInput(BaseModel):
     """A sequence to answer."""
 
     model_config = ConfigDict(extra="forbid")
 
-    inputs: list[StrictInt | StrictFloat | StrictStr | list[StrictInt | StrictFloat]] = Field(
+    inputs: list[
+        Annotated[StrictInt | StrictFloat | StrictStr | list[StrictInt | StrictFloat], BeforeValidator(_checked)]
+    ] = Field(
         description="what is read at each step: a symbol (text or whole number), or the numbers of all channels "
         "(a bare number where there is one channel)",
         examples=[[0, 1, 1, 0]],
@@ -106,7 +118,8 @@ class Memory(Task[Steps, Item]):
     """One answer a step of a sequence, or one at its end: symbols or numbers in, symbols or numbers out.
 
     Weights are chosen by the validation nll where symbols are answered, by the mean squared error where numbers are:
-    "solved" stays at 0 until late and could not tell the epochs before apart.
+    "solved" stays at 0 until late and could not tell the epochs before apart. With `loss_at: end` the scores count
+    fewer answers than they do otherwise, so they have names of their own ("nll_end") and are compared with none else.
 
     Args:
         loss_at: where training looks. asked: wherever the data asks; end: only at the last step, and nothing else is
@@ -131,8 +144,13 @@ class Memory(Task[Steps, Item]):
         "solved": "sequences all right",
         "mse": "mean squared error",
         "relative_mse": "mse / variance",
+        "nll_end": "nll at the end (nats per answer)",
+        "accuracy_end": "right at the end",
+        "solved_end": "sequences right at the end",
+        "mse_end": "mean squared error at the end",
+        "relative_mse_end": "mse / variance at the end",
     }
-    shares = ("accuracy", "solved")
+    shares = ("accuracy", "solved", "accuracy_end", "solved_end")
     limits = (
         "It was trained on sequences of the lengths its data holds; whether it goes on to longer ones is a question "
         "of its own.\nWhere training never asks for an answer, what it answers means nothing."
@@ -239,7 +257,7 @@ class Memory(Task[Steps, Item]):
         right = self._right(outputs, batch)
         if right is not None:
             solved = (right | ~batch.asked).all(1)
-            scores["solved"] = Ratio("solved", solved.sum(dtype=torch.float64), len(solved))
+            scores |= self._named(solved=(solved.sum(dtype=torch.float64), len(solved)))
         return loss, scores
 
     def chunks(self, batch: Batch, steps: int) -> Iterator[Batch]:
@@ -260,15 +278,27 @@ class Memory(Task[Steps, Item]):
             )
             yield Batch(inputs, left, targets, asked, trained, fed, batch.answers, batch.open_loop, start == 0)
 
+    def learns(self, batch: Batch) -> bool:
+        return bool(batch.trained.any())
+
     def loss_carried(
         self, model: nn.Module, batch: Batch, carry: Carry | None
     ) -> tuple[Tensor, dict[str, Metric], Carry]:
         assert isinstance(model, InStep)
+        self.check_carries(model)
+        loss, scores, _, carry = self._run(model, batch, carry)
+        return loss, scores, carry
+
+    def check_carries(self, model: nn.Module) -> None:
+        """Refuse a model whose rows cannot be cut, before any run is opened for it.
+
+        Raises:
+            ConfigError: if its encoder reads both ways.
+        """
+        assert isinstance(model, InStep)
         if not model.causal:
             raise ConfigError("train.truncate: an encoder that reads both ways carries no state; 0, or a causal "
                               "encoder, would fit")  # fmt: skip
-        loss, scores, _, carry = self._run(model, batch, carry)
-        return loss, scores, carry
 
     def predict(self, model: nn.Module, inputs: Sequence[MemoryInput]) -> list[MemoryOutput]:
         assert isinstance(model, InStep)
@@ -276,15 +306,26 @@ class Memory(Task[Steps, Item]):
         lengths = [len(row) for row in rows]
         order = sorted(range(len(inputs)), key=lambda index: lengths[index])
         outputs: dict[int, MemoryOutput] = {}
-        device = next(model.parameters()).device
         with torch.inference_mode():
             for indices in cut_by_tokens(order, lengths, PREDICT_STEPS, max_rows=256):
-                sizes = torch.tensor([lengths[index] for index in indices])
-                padded = pad_sequence([rows[index] for index in indices], batch_first=True)
-                answers, _ = model(padded.to(device), sizes.to(device))
-                for index, row, size in zip(indices, answers.float().cpu(), sizes.tolist(), strict=True):
-                    outputs[index] = self._output(row[size - 1 : size] if self.fitted.at_end else row[:size])
+                answers = zip(indices, self._answer(model, [rows[index] for index in indices]), strict=True)
+                outputs.update({index: self._output(answer) for index, answer in answers if answer is not None})
+        if len(outputs) < len(inputs):
+            problem = "the network's numbers grow without bound on this sequence; smaller numbers or fewer steps fit"
+            raise InputError.of({index: problem for index in range(len(inputs)) if index not in outputs})
         return [outputs[index] for index in range(len(inputs))]
+
+    def _answer(self, model: nn.Module, rows: Sequence[Tensor]) -> list[Tensor | None]:
+        """Logits or values (T, C) of each row, of its end alone where only that is answered; None if not finite."""
+        device = next(model.parameters()).device
+        sizes = torch.tensor([len(row) for row in rows])
+        try:
+            outputs, _ = model(pad_sequence(list(rows), batch_first=True).to(device), sizes.to(device))
+        except NotFinite:
+            return [None] if len(rows) == 1 else [self._answer(model, [row])[0] for row in rows]
+        parts = (row[size - 1 : size] if self.fitted.at_end else row[:size]
+                 for row, size in zip(outputs.float().cpu(), sizes.tolist(), strict=True))  # fmt: skip
+        return [part if bool(part.isfinite().all()) else None for part in parts]
 
     def describe(self) -> str:
         where = "the end" if self.fitted.at_end else "every step"
@@ -331,7 +372,7 @@ class Memory(Task[Steps, Item]):
 
     def _set(self, fitted: _Fitted) -> None:
         self.fitted = fitted
-        self.selection = ("mse", "min") if self.answers == "numbers" else ("nll", "min")
+        self.selection = (self._name("mse" if self.answers == "numbers" else "nll"), "min")
         self._symbols = {name: index for index, name in enumerate(fitted.symbols or [])}
         self._classes = {name: index for index, name in enumerate(fitted.classes or [])}
 
@@ -360,10 +401,17 @@ class Memory(Task[Steps, Item]):
         costs = self._error(answered, targets).double().sum()
         if self.answers == "symbols":
             right = (answered.argmax(-1) == targets).sum(dtype=torch.float64)
-            return {"nll": Ratio("nll", costs, count), "accuracy": Ratio("accuracy", right, count)}
+            return self._named(nll=(costs, count), accuracy=(right, count))
         variances = torch.tensor(self.fitted.variances, dtype=torch.float64, device=targets.device)
         relative = ((answered.double() - targets).square() / variances).mean(-1).sum()
-        return {"mse": Ratio("mse", costs, count), "relative_mse": Ratio("relative_mse", relative, count)}
+        return self._named(mse=(costs, count), relative_mse=(relative, count))
+
+    def _named(self, **sums: tuple[Tensor, int]) -> dict[str, Metric]:
+        return {self._name(score): Ratio(self._name(score), *sum_and_count) for score, sum_and_count in sums.items()}
+
+    def _name(self, score: str) -> str:
+        """What ``score`` is called: of all that is asked, or of the last answer alone."""
+        return f"{score}_end" if self.loss_at == "end" else score
 
     def _right(self, outputs: Tensor, batch: Batch) -> Tensor | None:
         if self.answers == "symbols":
@@ -454,7 +502,7 @@ def _ordered(symbols: set[Symbol]) -> list[Symbol]:
 
 def _id(step: Any, known: Mapping[Symbol, int], what: str) -> int:
     if isinstance(step, bool | float | list | tuple) or step not in known:
-        raise ValueError(f"no {what} is {_short(step)}; known: {_listed(list(known))}")
+        raise ValueError(f"no {what} is {_short(step)}; known from training: {_listed(list(known))}")
     return known[step]
 
 

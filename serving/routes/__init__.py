@@ -1,4 +1,7 @@
-"""One router per subject, and what their handlers ask for."""
+"""One router per subject, and what their handlers ask for.
+
+A module whose routes ask the models of a task names it in ``TASK``.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,10 @@ from seqapp.tasks.sentiment import SentimentInput, SentimentOutput, TokenWeight
 from serving.problems import Wire, documented, fields, json_type, misfit
 from serving.routes import LiveModels, ServerSettings
 
-router = APIRouter(tags=["sentiment"])
+TASK = "sentiment"
+"""The task whose models these routes ask."""
+
+router = APIRouter(tags=[TASK])
 
 
 class SentimentParameters(Wire):
@@ -114,7 +117,7 @@ async def sentiment(
     texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
     if len(texts) > settings.max_items:
         raise fields(("inputs", f"{len(texts)} texts are too many; at most {settings.max_items} fit in one request"))
-    model = models.find("sentiment", request.model)
+    model = models.find(TASK, request.model)
 
     def place(index: int) -> str:
         return "inputs" if single else f"inputs[{index}]"

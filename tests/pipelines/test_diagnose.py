@@ -178,6 +178,29 @@ def test_a_run_without_its_data_says_so(done: Done, seqapp: Seqapp, monkeypatch:
     assert "the data it was trained on is needed, and cannot be read" in refused(seqapp("diagnose", source))
 
 
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(
+    world: World, seqapp: Seqapp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diagnose, "_fresh", lambda *_: pytest.fail("measured first"))
+    assert "data.csv/found: cannot be written: Not a directory" in refused(
+        seqapp("diagnose", "--out", "data.csv/found")
+    )
+
+
+def test_a_file_that_cannot_be_written_is_told(world: World) -> None:
+    (world.path / "found" / "one_tap.png").mkdir(parents=True)
+    with pytest.raises(SeqappError, match=r"^found: cannot be written: Is a directory"):
+        diagnose.diagnose([], networks=["elman"], out=Path("found"), options=SMALL)
+
+
+def test_the_data_of_a_backward_layer_is_what_it_reads_first() -> None:
+    x = torch.randn(2, 7, 3)
+    reading = diagnostics.Reading(LSTM(3, 4), x, torch.tensor([7, 7]), None)
+    assert diagnose._subject("back", "group", LSTM(3, 4), reading, SMALL).data == (
+        "2 training rows, the first 6 positions that it reads"
+    )
+
+
 def test_a_stepped_layer_is_shown_on_random_input() -> None:
     layer = LSTM(3, 4)
     subject = diagnose._subject("decoder", "group", layer, None, SMALL)

@@ -86,6 +86,18 @@ def test_models_come_from_the_environment_too(
     assert f"{tmp_path / 'b'} is not live" in said
 
 
+def test_a_task_without_a_route_is_told_at_start(
+    capsys: pytest.CaptureFixture[str], tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.app.ANSWERED", frozenset({"translation"}))
+    code, said = refused(capsys, str(tiny), "--port", "0")
+    assert code == 1
+    assert said.splitlines()[0] == (
+        f"serving: {tiny} is not live: no HTTP route answers the task 'sentiment', only translation; "
+        "`seqapp predict` does"
+    )
+
+
 def test_it_starts_answers_and_stops(tiny: Path, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SEQAPP_")}
     command = [sys.executable, "-W", "error", "-m", "serving", str(tiny), str(tmp_path / "nowhere"), "--port", "0"]

@@ -11,9 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from seqapp import bundle
+from seqapp.data.steps import Steps
 from seqapp.references import Reference, ReferenceNotFound
+from seqapp.tasks import TASKS
+from seqapp.tasks.memory import Memory
 from serving import models
-from serving.models import UnknownModel, go_live
+from serving.app import ANSWERED, create_app
+from serving.models import Models, UnknownModel, go_live
+from serving.settings import Settings
 
 MakeBundle = Callable[..., Path]
 
@@ -39,6 +45,29 @@ def test_a_model_that_fails_is_refused_and_the_others_go_live(make_bundle: MakeB
     assert "SHA-256" in reasons["damaged"]
     assert "not a bundle" in reasons[tmp_path.name]
     live.close()
+
+
+def test_a_model_that_no_route_answers_is_refused(tiny: Path, tmp_path: Path) -> None:
+    task = Memory()
+    task.prepare([Steps(("a", "b"), (None, "a"))])
+    spec = {"kind": "in_step", "encoder": {"kind": "lstm", "hidden_size": 2}}
+    resolved = {"task": TASKS.check("memory"), "model": spec}
+    path = bundle.save(
+        tmp_path / "latch", task=task, model=task.build_model(spec), resolved=resolved, metrics={}, name="latch"
+    )
+    live = go_live([str(path), str(tiny)], threads=1, tasks=ANSWERED)
+    assert [model.id for model in live] == ["tiny"]
+    assert [(one.reference, one.reason) for one in live.refused] == [
+        (str(path), "no HTTP route answers the task 'memory', only sentiment; `seqapp predict` does")
+    ]
+    live.close()
+
+
+def test_a_task_is_answered_where_a_route_asks_its_models(settings: Settings) -> None:
+    app = create_app(settings, Models([]))
+    asked = {path.rpartition("/")[2] for path, methods in app.openapi()["paths"].items() if "post" in methods}
+    assert asked == set(ANSWERED)
+    assert set(TASKS) >= ANSWERED
 
 
 def test_an_unforeseen_failure_is_a_refusal_too(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
