@@ -190,8 +190,9 @@ def _at_end(states: Tensor, sizes: Sequence[int]) -> Tensor:
     rows = states.shape[1]
     if sizes[-1] == rows:
         return states[-1].clone()
-    lengths = torch.tensor([sum(size > row for size in sizes) for row in range(rows)], device=states.device)
-    return states[lengths - 1, torch.arange(rows, device=states.device)]
+    row = torch.arange(rows, device=states.device)
+    lengths = (torch.tensor(sizes, device=states.device)[:, None] > row).sum(0)
+    return states[lengths - 1, row]
 
 
 class _Weights:
