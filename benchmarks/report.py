@@ -43,7 +43,8 @@ def render(records: dict[str, dict[str, Any]]) -> str:
             f"{', '.join(map(str, record['lengths']))}; {len(record['seeds'])} seed(s): the lower median and, where "
             f"they differ, the lowest and the highest. At most {record['steps']:,} steps of {record['rows_per_step']} "
             f"new sequences, Adam at {record['learning_rate']:g}, from a fresh start at each length. "
-            "[What it shows](long-memory.md).",
+            "[What it shows](long-memory.md). A network that would read the answers is left out. Kept runs count, so "
+            f"these are of the commits {', '.join(commit[:10] for commit in record['commits'])}.",
             _long_memory(record),
         ]
     parts += ["## Where the figures come from", _origins(records)]
