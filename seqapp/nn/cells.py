@@ -203,6 +203,9 @@ class JordanMemory(Jordan):
             input_size, hidden_size, output_size=output_size, activation=activation, output_activation=output_activation
         )
         self.decay = decay
+        with torch.no_grad():
+            # The loop is a I + U W: this start keeps its norm at 1, as without the memory.
+            self.output.weight *= max(1 - decay, 0.1)
 
 
 @RECURRENT.register("output_recurrent")
