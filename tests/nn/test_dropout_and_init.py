@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from seqapp.nn.cells import GRU, LSTM, Elman, GRUResetAfter
+from seqapp.nn.cells import GRU, LSTM, Elman, GRUResetAfter, JordanMemory
 from seqapp.nn.dropout import TokenDropout
 from seqapp.nn.init import glorot_, orthogonal_
 
@@ -71,3 +71,10 @@ def test_forget_bias_is_set_on_the_forget_gate_alone() -> None:
     c = torch.randn(1, 8)
     _, (_, after) = remembering(x, None, (torch.zeros(1, 8), c))
     assert_close(after, c)
+
+
+@pytest.mark.parametrize("decay", [0.2, 0.5, 0.9])
+def test_the_loop_of_a_jordan_memory_starts_with_norm_one(decay: float) -> None:
+    layer = JordanMemory(3, 6, decay=decay).double()
+    loop = decay * torch.eye(6, dtype=torch.float64) + layer.output.weight @ layer.W
+    assert 0.5 < torch.linalg.matrix_norm(loop, 2) <= 1 + 1e-6
