@@ -21,7 +21,8 @@ from mlflow.exceptions import MlflowException
 from rich.table import Table
 from torch import Tensor, nn
 
-from pipelines import pictures, tracking, watch
+from pipelines import diagnose_figures as drawn
+from pipelines import tracking, watch
 from pipelines.options import SECTIONS
 from seqapp import bundle, config, diagnostics
 from seqapp.data.splits import SOURCES, Splits
@@ -161,18 +162,18 @@ def diagnose(
     figures: dict[str, Figure] = {}
     curves, flows = _flows(subjects, options, progress)
     title = f"How far gradients reach back: {', '.join(look.name for look in seen)}"
-    figures["gradient_flow"] = pictures.gradient_flow(curves, title)
+    figures["gradient_flow"] = drawn.gradient_flow(curves, title)
     threshold = next((look.clip[0] for look in seen if look.clip[0]), options.threshold)
     limit = next((look.clip[1] for look in seen if look.clip[1]), options.limit)
     clipped = _clippings(_clip_subjects(subjects), options, threshold, limit, progress)
-    figures["clipping"] = pictures.clipping(clipped, threshold, limit)
+    figures["clipping"] = drawn.clipping(clipped, threshold, limit)
     saturation = {name: gates for look in seen for name, gates in look.gates.items()}
     if saturation:
-        figures["gates"] = pictures.gates(saturation, "Which gates are stuck, on training rows")
+        figures["gates"] = drawn.gates(saturation, "Which gates are stuck, on training rows")
     for look in seen:
         if any(len(radii) > 1 for radii, _ in look.spectra.values()):
             name = "spectra" if len(named) == 1 else f"spectra-{_slug(look.name)}"
-            figures[name] = pictures.spectra(look.spectra, f"Recurrent matrices of {look.name} while it was trained")
+            figures[name] = drawn.spectra(look.spectra, f"Recurrent matrices of {look.name} while it was trained")
     progress("one tap", 0, 1)
     figure, taps = _one_tap()
     figures["one_tap"] = figure
@@ -429,7 +430,7 @@ def _spectra_now(model: nn.Module, epoch: int) -> dict[str, tuple[list[tuple[int
 
 def _flows(
     subjects: Sequence[Subject], options: Options, progress: Progress
-) -> tuple[list[pictures.Curve], list[dict[str, Any]]]:
+) -> tuple[list[drawn.Curve], list[dict[str, Any]]]:
     curves, flows = [], []
     for index, subject in enumerate(subjects):
         progress(f"gradient flow: {subject.name}", index, len(subjects))
@@ -444,7 +445,7 @@ def _flows(
         if not flow.exact:
             log.info("%s: %d values in its state, more than %d; norms are lower bounds from %d probes",
                      subject.name, flow.state_size, diagnostics.EXACT_UP_TO, flow.probes)  # fmt: skip
-        curves.append(pictures.Curve(subject.name, subject.group, flow.state, flow.output, (notes[0], notes[1])))
+        curves.append(drawn.Curve(subject.name, subject.group, flow.state, flow.output, (notes[0], notes[1])))
         flows.append(record)
     progress("gradient flow", len(subjects), len(subjects))
     if not curves:
@@ -452,15 +453,15 @@ def _flows(
     return _grouped(curves), flows
 
 
-def _grouped(curves: list[pictures.Curve]) -> list[pictures.Curve]:
+def _grouped(curves: list[drawn.Curve]) -> list[drawn.Curve]:
     """One panel if it can tell all curves apart, else each group cut to what it can."""
     groups = {curve.group for curve in curves}
-    if len(curves) <= pictures.MOST_CURVES and len(groups) > 1:
+    if len(curves) <= drawn.MOST_CURVES and len(groups) > 1:
         return [replace(curve, group="") for curve in curves]
     seen: dict[str, int] = {}
     found = []
     for curve in curves:
-        part, seen[curve.group] = seen.get(curve.group, 0) // pictures.MOST_CURVES, seen.get(curve.group, 0) + 1
+        part, seen[curve.group] = seen.get(curve.group, 0) // drawn.MOST_CURVES, seen.get(curve.group, 0) + 1
         group = curve.group if part == 0 else f"{curve.group} ({part + 1})"
         found.append(replace(curve, group=group))
     return found
@@ -482,7 +483,7 @@ def _flow_record(subject: Subject, flow: GradientFlow) -> dict[str, Any]:
 
 def _curve_record(values: Tensor) -> dict[str, Any]:
     """Of (B, T) log10 norms by distance; null stands for a norm of exactly zero."""
-    low, middle, high = diagnostics.row_quantiles(values, pictures.SHARES)
+    low, middle, high = diagnostics.row_quantiles(values, drawn.SHARES)
     zero = [distance for distance, value in enumerate(middle.tolist()) if value == -math.inf]
     return {
         "log10_median": _numbers(middle),
@@ -549,7 +550,7 @@ def _spectra_record(spectra: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
 
 def _one_tap() -> tuple[Figure, list[dict[str, Any]]]:
     weights = [round(-2 + 0.01 * index, 2) for index in range(401)]
-    responses: dict[tuple[str, str], tuple[Tensor, pictures.Regions]] = {}
+    responses: dict[tuple[str, str], tuple[Tensor, drawn.Regions]] = {}
     record = []
     for activation in diagnostics.TAP_ACTIVATIONS:
         for signal in diagnostics.SIGNALS:
@@ -562,7 +563,7 @@ def _one_tap() -> tuple[Figure, list[dict[str, Any]]]:
                 "regions": [{"from": low, "to": high, "at": (low + high) / 2, **vars(verdict)}
                             for low, high, verdict in regions],
             })  # fmt: skip
-    return pictures.one_tap(weights, responses), record
+    return drawn.one_tap(weights, responses), record
 
 
 # where it goes

@@ -120,7 +120,7 @@ class Learner(pl.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        # Without an answer there is no gradient, and momentum, decay or averaging must not move the weights either.
+        # Without an answer there is no gradient, and neither momentum nor decay must move the weights.
         if self._learns or optimizer_closure is None:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         else:

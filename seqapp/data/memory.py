@@ -123,7 +123,7 @@ def narma_rows(chance: torch.Generator, rows: int, length: int) -> Rows:
 
     y_{t+1} = 0.3 y_t + 0.05 y_t (y_t + ... + y_{t-9}) + 1.5 u_{t-9} u_t + 0.1, u uniform in [0, 0.5), at rest before
     the first step (u = y = 0). Step t reads u_t and answers y_{t+1}. Inputs that make y grow past 1, where the system
-    runs away, are drawn again: 2 in 1000 of 200 steps, 1 in 20 of 3000, most of 100 000.
+    runs away, are drawn again; the longer the rows, the more of them.
 
     Raises:
         ConfigError: if draw after draw runs away, saying which length fits.

@@ -18,7 +18,8 @@ from torch.nn.functional import linear, logsigmoid
 from seqapp.nn import kernels
 from seqapp.nn.init import RecurrentInit, glorot_, orthogonal_, recurrent_
 from seqapp.nn.kernels import Activation, longest_first
-from seqapp.nn.recurrent import RECURRENT, Masked, Recurrent, gather, scan, select, valid_mask, zero_padding
+from seqapp.nn.recurrent import RECURRENT, Masked, Recurrent, gather, scan, valid_mask, zero_padding
+from seqapp.nn.teaching import mix
 from seqapp.registry import Count, Share, Size
 
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -481,15 +482,13 @@ class NARX(Masked[tuple[Tensor, Tensor]]):
     def _half_open(
         self, x: Tensor, targets: Tensor, lengths: Tensor | None, carry: tuple[Tensor, Tensor], teacher_forcing: float
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        true = torch.rand(x.shape[:2], device=x.device) < teacher_forcing
-
         def step(carry: tuple[Tensor, Tensor], now: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-            x, target, coin = torch.split(now, [self.input_size, self.output_size, 1], 1)
+            x, target = torch.split(now, [self.input_size, self.output_size], 1)
             (inputs, outputs), y = self.step(carry, x)
-            back = select(coin[:, 0] > 0, target, y.detach())
+            back = mix(target, y.detach(), teacher_forcing)
             return (inputs, torch.cat([back[:, None], outputs[:, 1:]], 1)), y
 
-        return scan(step, carry, torch.cat([x, targets, true[..., None].to(x.dtype)], -1), lengths)
+        return scan(step, carry, torch.cat([x, targets], -1), lengths)
 
     def _perceptron(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         y = ACTIVATIONS[self.activations[0]](linear(inputs, self.V, self.b_h) + linear(outputs, self.W))

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines import diagnose, pictures, watch
+from pipelines import diagnose, watch
+from pipelines import diagnose_figures as drawn
 from pipelines.diagnose import Options
 from seqapp import bundle, diagnostics
 from seqapp.errors import ConfigError, SeqappError
@@ -103,7 +104,7 @@ def test_starts_are_what_their_names_say() -> None:
 
 def test_many_curves_are_cut_into_panels() -> None:
     values = torch.zeros(2, 3, dtype=torch.float64)
-    curves = [pictures.Curve(str(index), "a", values, values, ("", "")) for index in range(pictures.MOST_CURVES + 1)]
+    curves = [drawn.Curve(str(index), "a", values, values, ("", "")) for index in range(drawn.MOST_CURVES + 1)]
     assert [curve.group for curve in diagnose._grouped(curves)][-2:] == ["a", "a (2)"]
 
 
