@@ -455,6 +455,21 @@ def _variational() -> Network:
     )
 
 
+def _weight_dropout() -> Network:
+    return Network(
+        spec={"kind": "weight_dropout", "layer": {"kind": "elman", "hidden_size": 3}, "dropout": 0.5},
+        title="A recurrent layer whose recurrent weights are multiplied by one mask, the same at every step.",
+        nodes=(_x(), Node("y", "h_{@}", 1.25, role="output")),
+        edges=(
+            Edge("x", "y", "V", weight=Weight("layer.V")),
+            Edge("y", "y", "W × mask", 1, Weight("layer.W"), accent=True),
+        ),
+        note="Drawn over elman. The mask stays the same for all rows and steps of a pass.",
+        carry=((("y", 0),),),
+        steps=3,
+    )
+
+
 NETWORKS: dict[str, Network] = {
     "elman": _elman("elman", detached=False),
     "elman_1step": _elman("elman_1step", detached=True),
@@ -487,6 +502,7 @@ NETWORKS: dict[str, Network] = {
     "stack_residual": _layers(residual=True),
     "stack_skip": _layers(skip=True),
     "variational": _variational(),
+    "weight_dropout": _weight_dropout(),
 }
 """By the name of the picture's file."""
 

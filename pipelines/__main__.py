@@ -154,6 +154,62 @@ def predict(
 
 
 @app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="text to go on from; - reads it from stdin")] = "",
+    max_tokens: Annotated[int, typer.Option(help="most tokens to add")] = 200,
+    min_tokens: Annotated[int, typer.Option(help="the text does not end before this many")] = 0,
+    n: Annotated[int, typer.Option("--n", "-n", help="completions wanted")] = 1,
+    seed: Annotated[int | None, typer.Option(help="equal seeds give equal texts")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="divides the logits; 0 takes the likeliest token; 0.8 where nothing is searched")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="only the k likeliest tokens")] = None,
+    top_p: Annotated[float, typer.Option(help="only the likeliest tokens that make up this share")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="only tokens this share as likely as the likeliest")] = 0.0,
+    typical_p: Annotated[float, typer.Option(help="only the most typical tokens that make up this share")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="above 1 avoids tokens used before")] = 1.0,
+    no_repeat_ngram_size: Annotated[int, typer.Option(help="no n-gram of this size twice; 0 allows it")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="text before which it ends; may be given again")] = None,
+    beam_size: Annotated[int | None, typer.Option(help="search with this many hypotheses, do not sample")] = None,
+    length_penalty: Annotated[float, typer.Option(help="beams rank by log-probability / length ** this")] = 1.0,
+    condition: Annotated[str | None, typer.Option(help="class, or numbers such as 0.1,2, the text depends on")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="any other field of a request, such as frequency_penalty=0.5"),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="the whole answer as JSON: scores, notes, search tree")
+    ] = False,
+) -> None:
+    """Go on from PROMPT with a language MODEL; the text appears as it is made.
+
+    Example: `seqapp generate generation-bundled "The for statement" --temperature 0.5`
+    """
+    from pipelines import generate as completion
+    from seqapp import bundle
+    from seqapp.references import resolve
+
+    warmth = temperature if temperature is not None else 0.8 if beam_size is None else 1.0
+    fields: dict[str, Any] = {
+        "prompt": sys.stdin.read() if prompt == "-" else prompt, "max_tokens": max_tokens, "min_tokens": min_tokens,
+        "n": n, "seed": seed, "temperature": warmth, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "typical_p": typical_p, "repetition_penalty": repetition_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram_size, "stop": stop or [], "beam_size": beam_size,
+        "length_penalty": length_penalty, "condition": condition,
+    }  # fmt: skip
+    for choice in option or ():
+        name, equals, value = choice.partition("=")
+        if not equals or not name:
+            raise SeqappError(f"--option: {choice!r} is not of the form NAME=VALUE, such as frequency_penalty=0.5")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    completion.generate(bundle.load(resolve(model).path), fields, as_json=as_json)
+
+
+@app.command()
 def export(
     model: Model,
     directory: Annotated[Path, typer.Argument(help="where the bundle goes; an older bundle there is replaced")],

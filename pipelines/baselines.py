@@ -1,35 +1,78 @@
-"""The simple methods that stand beside every neural figure on text: linear models over n-grams, from scikit-learn."""
+"""The simple methods that stand beside every neural figure on text.
+
+Linear models over n-grams, from scikit-learn, where texts have labels; counts of n-grams where a text is continued.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
+from pipelines.ngram import Ids, NGram
 from seqapp.data.splits import LabelledText, Splits
+from seqapp.data.streams import Stream
+from seqapp.data.text import Passage
+from seqapp.data.tokenizers import BOS, UNK
+from seqapp.metrics import Ratio, Surprise, read
+from seqapp.tasks import Task
+
+log = logging.getLogger(__name__)
 
 TOKEN = r"\w+(?:'\w+)?|[^\w\s]"
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Inverse regularisation strengths to choose from on the validation split."""
+FEW_TOKENS = 1000
+"""A vocabulary up to this size is one of characters, which need longer contexts than words."""
+ORDERS = (10, 6)
+"""The highest order of n-grams tried: for characters, and for subwords and words."""
+MOST_TOKENS = 10_000_000
+"""Tokens of a training text that are counted, the first ones: the counts are held in memory."""
+BLOCK_TOKENS, BLOCK_ROWS = 2**20, 2**14
+"""Tokens of a stream, or rows, that are looked at together."""
 
 
 @dataclass(frozen=True)
 class BaselineResult:
-    """Accuracy of one method, its strength chosen on validation data."""
+    """What one method reaches, its strength chosen on validation data.
+
+    Args:
+        name: of the method.
+        strength: the inverse regularisation of a linear model, the order of a model of n-grams.
+        scores: of "validation" and, where it was read, "test": name -> value.
+        seconds: for everything.
+    """
 
     name: str
     strength: float
-    validation: float
-    test: float | None
+    scores: Mapping[str, Mapping[str, float]]
     seconds: float
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A method, and what it is for.
+
+    Args:
+        kind: the family of methods.
+        example_type: what the data must yield.
+        run: task, splits and whether to read the test split -> strength and scores.
+    """
+
+    kind: str
+    example_type: type
+    run: Callable[[Task[Any, Any], Splits[Any], bool], tuple[float, dict[str, dict[str, float]]]]
 
 
 class NaiveBayesWeights:
@@ -69,34 +112,113 @@ def nb_svm(strength: float) -> tuple[Any, Any]:
     return vectoriser, OneVsRestClassifier(machine)
 
 
-BASELINES: dict[str, Callable[[float], tuple[Any, Any]]] = {
+LINEAR: dict[str, Callable[[float], tuple[Any, Any]]] = {
     "tfidf-logistic-regression": tfidf_logistic_regression,
     "nb-svm": nb_svm,
 }
+"""Name -> strength -> vectoriser and classifier."""
 
 
-def run_baseline(name: str, splits: Splits[LabelledText], *, test: bool = True) -> BaselineResult:
-    """Fit one method for every strength, keep the best on validation, and read the test split once with it.
-
-    Args:
-        name: one of ``BASELINES``.
-        splits: labelled texts.
-        test: read the test split.
-    """
-    started = time.perf_counter()
-    vectoriser, _ = BASELINES[name](1.0)
+def run_linear(
+    name: str, _: Task[Any, Any], splits: Splits[LabelledText], test: bool
+) -> tuple[float, dict[str, dict[str, float]]]:
+    """Accuracy of one of ``LINEAR``, fitted with every one of ``STRENGTHS``."""
+    vectoriser, _ = LINEAR[name](1.0)
     train = vectoriser.fit_transform(_texts(splits.train))
     validation = vectoriser.transform(_texts(splits.validation))
     labels = _labels(splits.train)
     scored = []
     for strength in STRENGTHS:
-        model = BASELINES[name](strength)[1].fit(train, labels)
+        model = LINEAR[name](strength)[1].fit(train, labels)
         scored.append((float((model.predict(validation) == _labels(splits.validation)).mean()), strength, model))
     best, strength, model = max(scored, key=lambda entry: (entry[0], -entry[1]))
-    accuracy = None
+    scores = {"validation": {"accuracy": best}}
     if test and splits.test:
-        accuracy = float((model.predict(vectoriser.transform(_texts(splits.test))) == _labels(splits.test)).mean())
-    return BaselineResult(name, strength, best, accuracy, time.perf_counter() - started)
+        found = model.predict(vectoriser.transform(_texts(splits.test))) == _labels(splits.test)
+        scores["test"] = {"accuracy": float(found.mean())}
+    return strength, scores
+
+
+def run_ngram(task: Task[Any, Any], splits: Splits[Passage], test: bool) -> tuple[float, dict[str, dict[str, float]]]:
+    """What :class:`NGram` makes of the tokens of ``task``, with the order that is best on validation.
+
+    Its figures compare with those of a network on the same tokens. A condition is not looked at.
+    """
+    task.prepare(splits.train)
+    V = task.sizes()["vocabulary_size"]
+    model = NGram(_counted(task.encode(splits.train)), order=ORDERS[V > FEW_TOKENS], vocabulary_size=V)
+    found = foretell(model, task.encode(splits.validation))
+    best = min(range(model.order), key=lambda row: found[row]["nll"])
+    scores = {"validation": found[best]}
+    if test and splits.test:
+        scores["test"] = foretell(model, task.encode(splits.test))[best]
+    return best + 1, scores
+
+
+def foretell(model: NGram, items: Any) -> list[dict[str, float]]:
+    """The scores of a language model, for each order.
+
+    Args:
+        model: with V of the tokens.
+        items: an encoded text: a stream, or rows with ``ids`` and ``characters``.
+    """
+    nats, tokens, unknown = np.zeros(model.order), 0, 0
+    for text, count in blocks(items, overlap=model.order - 1):
+        nats += model.nats(text)[:, -count:].sum(1)
+        tokens += count
+        unknown += int((text[text != BOS][-count:] == UNK).sum())
+    characters = items.characters if isinstance(items, Stream) else sum(item.characters for item in items)
+    share = Ratio("unknown", torch.tensor(unknown), tokens)
+    return [read({"nll": Surprise(torch.tensor(sum_), tokens, characters), "unknown": share}) for sum_ in nats]
+
+
+def blocks(items: Any, *, overlap: int = 0) -> Iterator[tuple[Ids, int]]:
+    """An encoded text part by part: ids with BOS before each document, and how many of the last tokens are new.
+
+    Args:
+        items: a stream, or rows with ``ids``, each a document.
+        overlap: tokens of a stream that are repeated from the part before, as context.
+    """
+    if isinstance(items, Stream):
+        for start in range(0, len(items), BLOCK_TOKENS):
+            first, stop = max(0, start - overlap), min(start + BLOCK_TOKENS, len(items))
+            begins = np.flatnonzero(items.inputs(first, stop) == BOS)
+            yield np.insert(items.targets(first, stop), begins, BOS), stop - start
+    else:
+        for start in range(0, len(items), BLOCK_ROWS):
+            rows = [[BOS, *item.ids] for item in items[start : start + BLOCK_ROWS]]
+            yield np.concatenate(rows), sum(len(row) - 1 for row in rows)
+
+
+def _counted(items: Any) -> Ids:
+    parts, tokens = [], 0
+    for text, count in blocks(items):
+        parts.append(text)
+        tokens += count
+        if tokens >= MOST_TOKENS:
+            log.warning("the n-grams are those of the first %s tokens of the training text", f"{tokens:,}")
+            break
+    return np.concatenate(parts)
+
+
+BASELINES: dict[str, Baseline] = {
+    **{name: Baseline("linear", LabelledText, partial(run_linear, name)) for name in LINEAR},
+    "kneser-ney": Baseline("n-gram", Passage, run_ngram),
+}
+
+
+def run_baseline(name: str, task: Task[Any, Any], splits: Splits[Any], *, test: bool = True) -> BaselineResult:
+    """Fit one method on training data, choose its strength on validation, and read the test split once with that.
+
+    Args:
+        name: one of ``BASELINES`` that takes such examples.
+        task: of the config; a language model's says how a text becomes tokens, and is fitted here.
+        splits: the examples.
+        test: read the test split.
+    """
+    started = time.perf_counter()
+    strength, scores = BASELINES[name].run(task, splits, test)
+    return BaselineResult(name, strength, scores, time.perf_counter() - started)
 
 
 def _texts(examples: Sequence[LabelledText]) -> list[str]:

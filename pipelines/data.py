@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
+from seqapp.data import streams
 from seqapp.data.batching import LengthBuckets
 from seqapp.data.splits import Splits
 from seqapp.errors import DataError, SeqappError
@@ -85,7 +86,7 @@ class Data(pl.LightningDataModule):
         batch_rows: most rows in one batch.
         seed: of the order of batches.
         truncate: most positions of a training row that are learned from at once, the rest following in pieces; 0 takes
-            whole rows.
+            whole rows, which a stream has not.
 
     Raises:
         DataError: naming data set, split and example, if one cannot be encoded.
@@ -105,11 +106,11 @@ class Data(pl.LightningDataModule):
         super().__init__()
         self.task, self.splits = task, splits
         self.batch_tokens, self.batch_rows, self.seed, self.truncate = batch_tokens, batch_rows, seed, truncate
-        self.train_items = self.encode("train") if splits.train else []
+        self.train_items: Any = self.encode("train") if splits.train else []
         self.validation_items = self.encode("validation")
 
-    def encode(self, split: str) -> list[Any]:
-        """The items of "train", "validation" or "test".
+    def encode(self, split: str) -> Any:
+        """The items of "train", "validation" or "test", or the stream.
 
         Raises:
             DataError, InputError: as the class.
@@ -122,24 +123,31 @@ class Data(pl.LightningDataModule):
             what = f"example {error.index + 1}: {error.problem}" if isinstance(error, InputError) else str(error)
             raise DataError(f"{self.splits.name}: {split} split: {what}") from None
 
-    def train_dataloader(self) -> DataLoader[Any] | Pieces:
+    def train_dataloader(self) -> DataLoader[Any] | Pieces | streams.Pieces:
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        if self.task.streams:
+            return streams.training_pieces(
+                self.train_items, rows=self.batch_rows, steps=self.truncate, seed=self.seed, epoch=epoch
+            )
         lengths = [self.task.augmented_length(self.task.length(item)) for item in self.train_items]
         buckets = LengthBuckets(
             lengths, max_tokens=self.batch_tokens, max_rows=self.batch_rows, seed=self.seed, shuffle=True
         )
         # Epochs differ in their number of batches; Lightning asks for each epoch anew and counts what it gets.
-        buckets.set_epoch(self.trainer.current_epoch if self.trainer else 0)
+        buckets.set_epoch(epoch)
         loader = self._loader(self.train_items, buckets, augment=True)
         if not self.truncate:
             return loader
         longest = [max(lengths[row] for row in rows) for rows in buckets.batches()]
         return Pieces(self.task, loader, longest, self.truncate)
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> DataLoader[Any] | streams.Pieces:
         return self.evaluation_dataloader(self.validation_items)
 
-    def evaluation_dataloader(self, items: Sequence[Any]) -> DataLoader[Any]:
-        """Batches of ``items`` as they are, sorted by length."""
+    def evaluation_dataloader(self, items: Any) -> DataLoader[Any] | streams.Pieces:
+        """Batches of ``items`` as they are, sorted by length; or the pieces of a stream."""
+        if self.task.streams:
+            return streams.evaluation_pieces(items)
         lengths = [self.task.length(item) for item in items]
         buckets = LengthBuckets(lengths, max_tokens=4 * self.batch_tokens, max_rows=256, shuffle=False)
         return self._loader(items, buckets, augment=False)

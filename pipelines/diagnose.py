@@ -26,6 +26,7 @@ from pipelines import tracking, watch
 from pipelines.options import SECTIONS
 from seqapp import bundle, config, diagnostics
 from seqapp.data.splits import SOURCES, Splits
+from seqapp.data.streams import Pieces, Span, Stream
 from seqapp.diagnostics import Clipping, GradientFlow, Reading, Saturation
 from seqapp.errors import ConfigError, SeqappError
 from seqapp.nn.recurrent import RECURRENT, Recurrent, map_carry
@@ -373,8 +374,15 @@ def _start(task: Task[Any, Any], resolved: Mapping[str, Any]) -> nn.Module:
 
 def _batch(task: Task[Any, Any], splits: Splits[Any], options: Options) -> Any:
     chance = random.Random(options.seed)
+    if task.streams:
+        stream = task.encode(splits.train[:EXAMPLES])
+        assert isinstance(stream, Stream)
+        starts = range(0, min(len(stream), EXAMPLES * LONGEST), LONGEST)
+        return next(iter(Pieces(stream, [Span(at, min(at + LONGEST, len(stream))) for at in starts], steps=LONGEST)))
     chosen = chance.sample(splits.train, min(EXAMPLES, len(splits.train)))
-    return task.collate([task.augment(item, chance) for item in task.encode(chosen)])
+    items = task.encode(chosen)
+    assert not isinstance(items, Stream)
+    return task.collate([task.augment(item, chance) for item in items])
 
 
 def _run(task: Task[Any, Any], model: nn.Module, batch: Any) -> None:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from pipelines.figures import figure
-from pipelines.optim import AdamWByRow
+from pipelines.optim import AdamWByRow, clip_norm_, clip_value_, total_norm
 from seqapp import metrics
 from seqapp.errors import SeqappError
 from seqapp.metrics import Metric
@@ -27,6 +27,30 @@ from seqapp.tasks import Task
 ParamList = tuple[Tensor, ...] | list[Tensor]
 
 log = logging.getLogger(__name__)
+
+
+class Reader:
+    """The loss of batches in order, the state carried from each to the next where they are pieces of rows.
+
+    Args:
+        task: computes the loss.
+        model: built by the task.
+        carried: batches are pieces; the carry goes on from one to the next, its gradient does not.
+    """
+
+    def __init__(self, task: Task[Any, Any], model: nn.Module, *, carried: bool) -> None:
+        self.task, self.model, self.carried = task, model, carried
+        self.carry: Carry | None = None
+
+    def __call__(self, batch: Any) -> tuple[Tensor, dict[str, Metric]]:
+        """The mean loss of a batch, and its metrics."""
+        if not self.carried:
+            return self.task.loss(self.model, batch)
+        rows = len(batch.lengths)
+        carry = None if batch.fresh else map_carry(lambda leaf: leaf[:rows], self.carry)
+        loss, new, carry = self.task.loss_carried(self.model, batch, carry)
+        self.carry = map_carry(lambda leaf: leaf.detach(), carry)
+        return loss, new
 
 
 class Learner(pl.LightningModule):
@@ -66,7 +90,6 @@ class Learner(pl.LightningModule):
             learning_rate, schedule, warmup, weight_decay,
         )  # fmt: skip
         self.seed, self.truncated = seed, truncated
-        self._carry: Carry | None = None
         self._steps = 1
         self._totals: dict[str, Metric] = {}
         self._validation: dict[str, Metric] = {}
@@ -75,6 +98,8 @@ class Learner(pl.LightningModule):
         self._gradient_norms: list[Tensor] = []
 
     def on_train_epoch_start(self) -> None:
+        self._reader = Reader(self.task, self.model, carried=self.truncated)
+        self.task.begin_epoch(self.model, self.trainer.train_dataloader or ())
         self._totals, self._tokens, self._gradient_norms = {}, 0, []
         self._seconds = time.perf_counter()
 
@@ -88,7 +113,7 @@ class Learner(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         with self._diverging(batch_index):
-            loss, new = self._piece_loss(batch) if self.truncated else self.task.loss(self.model, batch)
+            loss, new = self._reader(batch)
             if not bool(loss.isfinite()):
                 raise NotFinite(f"the loss is {loss.item()}")
         self._totals = metrics.add(self._totals, new)
@@ -110,13 +135,6 @@ class Learner(pl.LightningModule):
             )
             raise SeqappError(f"in epoch {self.current_epoch + 1}, step {batch_index + 1}: {error}; {fits}") from None
 
-    def _piece_loss(self, batch: Any) -> tuple[Tensor, dict[str, Metric]]:
-        rows = len(batch.lengths)
-        carry = None if batch.fresh else map_carry(lambda leaf: leaf[:rows], self._carry)
-        loss, new, carry = self.task.loss_carried(self.model, batch, carry)
-        self._carry = map_carry(lambda leaf: leaf.detach(), carry)
-        return loss, new
-
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
@@ -127,11 +145,23 @@ class Learner(pl.LightningModule):
             optimizer_closure()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        gradients = [p.grad.detach() for p in self.model.parameters() if p.grad is not None]
-        self._gradient_norms.append(torch.nn.utils.get_total_norm(gradients))
+        self._gradient_norms.append(total_norm(self.model.parameters()))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning's own way takes no sparse gradients.
+        if gradient_clip_val is None:
+            return
+        if gradient_clip_algorithm == "value":
+            clip_value_(self.model.parameters(), gradient_clip_val)
+        else:
+            clip_norm_(self.model.parameters(), gradient_clip_val)
 
     def on_train_epoch_end(self) -> None:
-        self._carry = None
         # Validation runs inside the epoch and has read the clock already; see on_validation_start.
         scores = {f"train/{name}": value for name, value in metrics.read(self._totals).items()}
         scores["train/tokens_per_second"] = self._tokens / self._seconds
@@ -154,10 +184,11 @@ class Learner(pl.LightningModule):
     def on_validation_start(self) -> None:
         self._seconds = time.perf_counter() - self._seconds
         self._validation = {}
+        self._reader = Reader(self.task, self.model, carried=self.task.streams)
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
         with self._diverging(batch_index):
-            _, new = self.task.loss(self.model, batch)
+            _, new = self._reader(batch)
         self._validation = metrics.add(self._validation, new)
 
     def on_validation_epoch_end(self) -> None:

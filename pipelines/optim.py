@@ -1,8 +1,11 @@
-"""The optimiser: AdamW, and for tables of embeddings Adam that touches only the rows a batch has used."""
+"""The optimiser: AdamW, and for tables of embeddings Adam that touches only the rows a batch has used.
+
+V rows of a table, M of them touched by a batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,13 +14,15 @@ from torch.optim import AdamW
 
 
 class AdamWByRow(AdamW):
-    """AdamW; in groups with ``by_row`` set, a row whose gradient is zero keeps its weights and its running means.
+    """AdamW; by row, a row whose gradient is zero keeps its weights and its running means.
+
+    By row are the tables in groups with ``by_row`` set, and any table whose gradient is sparse; with a sparse gradient
+    a step costs what the M rows touched cost, whatever V is. Weight decay, too, is for rows touched.
 
     Plain Adam moves a rare word's vector on for many steps after the one step that saw it, by about
     (1 - beta1) / sqrt(1 - beta2) / (1 - beta1) = 32 learning rates at the usual betas, so rare words and n-grams are
-    learned by heart. By row it moves once per step that saw it. The rule is that of ``torch.optim.SparseAdam``, on
-    dense gradients, so that clipping and mixed precision stay as they are. Sources: Kingma & Ba 2015; Loshchilov &
-    Hutter 2019.
+    learned by heart. By row it moves once per step that saw it. The rule is that of ``torch.optim.SparseAdam``.
+    Sources: Kingma & Ba 2015; Loshchilov & Hutter 2019.
     """
 
     @torch.no_grad()
@@ -28,11 +33,10 @@ class AdamWByRow(AdamW):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            if group.get("by_row"):
-                for table in group["params"]:
-                    if table.grad is not None:
-                        self._step_rows(table, group)
-                        table.grad = None  # AdamW passes over what has no gradient
+            for table in group["params"]:
+                if table.grad is not None and (table.grad.is_sparse or group.get("by_row")):
+                    self._step_rows(table, group)
+                    table.grad = None  # AdamW passes over what has no gradient
         super().step()
         return loss
 
@@ -42,11 +46,58 @@ class AdamWByRow(AdamW):
             state["step"] = torch.tensor(0.0)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
         state["step"] += 1
-        gradient: Any = table.grad
-        rows = gradient.any(1).nonzero().squeeze(1)
-        g, (beta1, beta2), count = gradient[rows], group["betas"], float(state["step"])
+        rows, g = _touched(table)
+        (beta1, beta2), count = group["betas"], float(state["step"])
         mean = state["exp_avg"][rows].lerp_(g, 1 - beta1)
         square = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(g, g, value=1 - beta2)
         state["exp_avg"][rows], state["exp_avg_sq"][rows] = mean, square
-        size = (square / (1 - beta2**count)).sqrt_().add_(group["eps"])
-        table[rows] -= group["lr"] / (1 - beta1**count) * mean / size
+        size = square.div_(1 - beta2**count).sqrt_().add_(group["eps"])
+        kept = table[rows].mul_(1 - group["lr"] * group["weight_decay"])
+        table[rows] = kept.addcdiv_(mean, size, value=-group["lr"] / (1 - beta1**count))
+
+
+def _touched(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (M,) of the gradient that are not zero, each once, and what is in them, (M, ...)."""
+    gradient: Any = table.grad
+    if not gradient.is_sparse:
+        rows = gradient.flatten(1).any(1).nonzero()[:, 0] if gradient.dim() > 1 else gradient.nonzero()[:, 0]
+        return rows, gradient[rows]
+    gradient = gradient.coalesce()
+    rows, values = gradient.indices()[0], gradient.values()
+    used = values.reshape(len(rows), -1).any(1)
+    return (rows, values) if bool(used.all()) else (rows[used], values[used])
+
+
+def total_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """Euclidean norm of all gradients together, dense and sparse; 0 without any."""
+    return torch.nn.utils.get_total_norm(_values(parameters))
+
+
+def clip_norm_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale the gradients, dense and sparse, so that their norm together is at most ``max_norm``.
+
+    Returns:
+        The norm before.
+    """
+    gradients = _values(parameters)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def clip_value_(parameters: Iterable[Tensor], most: float) -> None:
+    """Bring every number of the gradients, dense and sparse, into [-most, most]."""
+    for values in _values(parameters):
+        values.clamp_(-most, most)
+
+
+def _values(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """The numbers in every gradient, shared with it; of a row that is listed twice the sum."""
+    values = []
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            values.append(parameter.grad.values())
+        elif parameter.grad is not None:
+            values.append(parameter.grad)
+    return values

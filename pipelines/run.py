@@ -26,10 +26,10 @@ from pipelines import figures, tracking
 from pipelines.baselines import BASELINES, BaselineResult, run_baseline
 from pipelines.card import intervals, model_card, network_of
 from pipelines.data import Data
-from pipelines.module import Learner, running_average
+from pipelines.module import Learner, Reader, running_average
 from pipelines.options import SECTIONS, Training
 from pipelines.tracking import Stopped
-from pipelines.watch import RecurrentWatch
+from pipelines.watch import RecurrentWatch, Samples
 from seqapp import bundle, config, metrics
 from seqapp.bundle import Bundle
 from seqapp.data.splits import SOURCES, LabelledText, Splits
@@ -113,6 +113,7 @@ def train(
     model = task.build_model(resolved["model"])
     if options.truncate:
         task.check_carries(model)
+    task.fit_model(model, data.train_items)
     learner = Learner(
         task,
         model,
@@ -126,7 +127,7 @@ def train(
     parameters = sum(parameter.numel() for parameter in model.parameters())
 
     directory, run_id = _open_run(path.stem, task, resolved, digests, splits.name, resume=resume, runs=runs)
-    log.info("%s: %s parameters, %s; run %s", path.stem, f"{parameters:,}", _sizes(splits), run_id)
+    log.info("%s: %s parameters, %s; run %s", path.stem, f"{parameters:,}", _sizes(splits, task.unit), run_id)
     best = ModelCheckpoint(
         directory / "checkpoints",
         filename="best",
@@ -232,13 +233,14 @@ def baseline(path: str | Path, overrides: Sequence[str] = ()) -> list[BaselineRe
     return results
 
 
-def measure(task: Task[Any, Any], model: nn.Module, data: Data, items: Sequence[Any]) -> dict[str, Metric]:
+def measure(task: Task[Any, Any], model: nn.Module, data: Data, items: Any) -> dict[str, Metric]:
     """The metrics of ``model`` on encoded ``items``, as sums and counts."""
     model.eval()
     totals: dict[str, Metric] = {}
+    reader = Reader(task, model, carried=task.streams)
     with torch.inference_mode():
         for batch in data.evaluation_dataloader(items):
-            totals = metrics.add(totals, task.loss(model, batch)[1])
+            totals = metrics.add(totals, reader(batch)[1])
     return totals
 
 
@@ -326,6 +328,11 @@ def _check(options: Training, task: Task[Any, Any], kind: str) -> None:
             f"train.clip_value is {options.clip_value:g} and train.clip_norm is {options.clip_norm:g}; a gradient is "
             "clipped by value or by norm, so one of them must be 0, such as train.clip_norm=0"
         )
+    if task.streams and not options.truncate:
+        raise ConfigError(
+            f"train.truncate: the task {kind!r} reads one long text in pieces of this many steps; 0 does not fit, 128 "
+            "would"
+        )
     if options.truncate and not task.carries:
         raise ConfigError(
             f"train.truncate: the task {kind!r} reads each row as a whole and carries no state; 0 would fit, not "
@@ -351,6 +358,7 @@ def _fit(
         callbacks.append(WeightAveraging(multi_avg_fn=running_average(options.average)))
     if options.patience:
         callbacks.append(EarlyStopping(f"validation/{name}", mode=mode, patience=options.patience))
+    callbacks.append(Samples())
     if progress:
         callbacks.append(RichProgressBar(leave=False))
     with warnings.catch_warnings():
@@ -516,8 +524,8 @@ def _confusions(totals: Mapping[str, Mapping[str, Metric]]) -> dict[str, Any]:
     }
 
 
-def _sizes(splits: Splits[Any]) -> str:
-    return " / ".join(f"{len(getattr(splits, name)):,}" for name in ("train", "validation", "test")) + " examples"
+def _sizes(splits: Splits[Any], unit: str) -> str:
+    return " / ".join(f"{len(getattr(splits, name)):,}" for name in ("train", "validation", "test")) + f" {unit}"
 
 
 def _scores(scores: Mapping[str, Mapping[str, float]]) -> str:

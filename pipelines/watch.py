@@ -1,4 +1,4 @@
-"""Recurrent matrices while they are trained: how much each stretches the state, once an epoch."""
+"""What a person watches while a network learns, once an epoch: its recurrent matrices, and what it says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import logging
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import MLFlowLogger
 from torch import nn
 
 from seqapp.diagnostics import LARGEST_BLOCK, largest_singular_value, recurrent_blocks, spectral_radius
@@ -38,6 +40,31 @@ class RecurrentWatch(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # The learner logs the step, which is the epoch, with its own scores of the same moment.
         pl_module.log_dict(measure(_model(pl_module), self.largest), batch_size=1)
+
+
+class Samples(Callback):
+    """Logs what the model says by itself before training and after each epoch, as ``samples/epoch-003.txt``.
+
+    Stands after a callback that averages weights, whose average then speaks.
+    """
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 0:
+            _log_sample(trainer, pl_module, 0)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _log_sample(trainer, pl_module, trainer.current_epoch + 1)
+
+
+def _log_sample(trainer: pl.Trainer, module: Any, epoch: int) -> None:
+    training = module.model.training
+    module.model.eval()
+    with torch.random.fork_rng(devices=[]):
+        text = module.task.sample(module.model)
+    module.model.train(training)
+    for logger in trainer.loggers:
+        if text is not None and isinstance(logger, MLFlowLogger):
+            logger.experiment.log_text(logger.run_id, text, f"samples/epoch-{epoch:03}.txt")
 
 
 def measure(model: nn.Module, largest: int = LARGEST_BLOCK) -> dict[str, float]:

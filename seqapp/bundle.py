@@ -134,7 +134,8 @@ def save(
             {"input": given.model_dump(mode="json"), "output": output.model_dump(mode="json")}
             for given, output in zip(golden, outputs, strict=True)
         ]
-        save_file({key: value.detach().contiguous() for key, value in model.state_dict().items()},
+        tied = _tied(model)
+        save_file({key: value.detach().contiguous() for key, value in model.state_dict().items() if key not in tied},
                   draft / "weights.safetensors")  # fmt: skip
         task.save(draft)
         _write(draft / "config.yaml", config.dump(resolved))
@@ -245,8 +246,20 @@ def read_manifest(path: Path) -> Manifest:
         raise BundleError(f"{file}: damaged: {where}: {first['msg']}") from None
 
 
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Name of each parameter that is another one as well -> the name under which it is stored."""
+    first: dict[int, str] = {}
+    names = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        known = first.setdefault(id(parameter), name)
+        if known != name:
+            names[name] = known
+    return names
+
+
 def _load_weights(model: nn.Module, file: Path) -> None:
-    expected = model.state_dict()
+    tied = _tied(model)
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     try:
         with safe_open(file, framework="pt") as stored:
             names = set(stored.keys())
@@ -265,7 +278,10 @@ def _load_weights(model: nn.Module, file: Path) -> None:
             raise BundleError(f"{file}: {name} is {tensor.dtype}; {expected[name].dtype} fits")
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise BundleError(f"{file}: {name} holds values that are not finite")
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(state, strict=False, assign=True)  # names were compared above
+    for name, known in tied.items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, model.get_parameter(known))
 
 
 def _alike(got: Any, expected: Any) -> bool:

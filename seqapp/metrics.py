@@ -5,12 +5,17 @@ Adding works over batches, processes and machines alike; a score is computed onc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
+
+
+LARGEST_EXPONENT = 700.0
+"""Above it exp leaves the range of a float."""
 
 
 @runtime_checkable
@@ -42,6 +47,36 @@ class Ratio:
 
     def scores(self) -> dict[str, float]:
         return {self.name: float(self.total) / self.count if self.count else float("nan")}
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """How well a text was foretold.
+
+    Args:
+        nats: sum of -log p over its tokens.
+        tokens: how many were scored.
+        characters: how many characters of text they stand for.
+    """
+
+    nats: Tensor
+    tokens: int
+    characters: float
+
+    def __add__(self, other: Surprise) -> Surprise:
+        return Surprise(self.nats + other.nats, self.tokens + other.tokens, self.characters + other.characters)
+
+    def scores(self) -> dict[str, float]:
+        """nll, nats per token; perplexity, exp of that; bits per character, which no choice of tokens changes."""
+        if not self.tokens:
+            return dict.fromkeys(("nll", "perplexity", "bits_per_character"), float("nan"))
+        nats = float(self.nats)
+        nll = nats / self.tokens
+        return {
+            "nll": nll,
+            "perplexity": math.exp(nll) if nll < LARGEST_EXPONENT else float("inf"),
+            "bits_per_character": nats / math.log(2) / self.characters if self.characters else float("nan"),
+        }
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from pipelines.options import SECTIONS
 from seqapp import bundle, config
 from seqapp.bundle import MANIFEST, Bundle, load, read_manifest, save
 from seqapp.data.splits import LabelledText
+from seqapp.data.text import Passage
 from seqapp.errors import BundleError
 from seqapp.nn.recurrent import ENCODERS
 from seqapp.tasks import TASKS, Task
@@ -476,6 +478,7 @@ def test_a_bundle_can_be_read_by_others(saved: Path) -> None:
 NEEDS_MORE: dict[str, dict[str, Any]] = {
     "stack": {"layers": [{"kind": "elman", "hidden_size": 6}, {"kind": "narx", "hidden_size": 4}]},
     "variational": {"layer": {"kind": "gru", "hidden_size": 6}, "recurrent_dropout": 0.2},
+    "weight_dropout": {"layer": {"kind": "lstm", "hidden_size": 6}, "dropout": 0.2},
     "birnn": {"layer": {"kind": "jordan", "hidden_size": 6}},
 }
 
@@ -490,3 +493,20 @@ def test_every_network_answers_from_its_bundle_as_before(kind: str, embedding_si
     loaded = load(write(tmp_path / "bundle", model=model, resolved=resolved))
     assert loaded.predict(ASKED) == task.predict(model.eval(), ASKED)
     loaded.check_golden()
+
+
+def test_a_tied_table_is_stored_once_and_stays_one(tmp_path: Path) -> None:
+    spec = {"kind": "language_model", "encoder": {"kind": "gru", "hidden_size": 6}, "embedding_size": 6, "tied": True}
+    resolved = {"task": {"kind": "generation", "tokenizer": {"kind": "character"}}, "model": spec}
+    task = TASKS.build(resolved["task"])
+    task.prepare([Passage("abacus")])
+    model = task.build_model(spec)
+    golden = [task.Input(prompt="a", max_tokens=3, temperature=0)]
+    save(tmp_path / "b", task=task, model=model, resolved=resolved, metrics={}, name="b", golden=golden)
+    with safe_open(tmp_path / "b" / "weights.safetensors", framework="pt") as stored:
+        assert [name for name in stored.keys() if stored.get_slice(name).get_shape() == [9, 6]] == ["embedding.weight"]
+    again = load(tmp_path / "b")
+    again.check_golden()
+    assert again.model.head.project.weight is again.model.embedding.weight
+    assert torch.equal(again.model.embedding.weight, model.embedding.weight)
+    assert again.parameters == sum(parameter.numel() for parameter in model.parameters())

@@ -24,7 +24,7 @@ from seqapp.nn.recurrent import ENCODERS, Encoder, Recurrent
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-LAYERED = {"birnn", "stack", "variational"}
+LAYERED = {"birnn", "stack", "variational", "weight_dropout"}
 STEPS, INPUTS = 5, 2
 
 
@@ -374,14 +374,16 @@ def test_parameter_formulas(kind: str) -> None:
 @pytest.mark.parametrize(("I", "H"), [*SIZES, (128, 128)])
 def test_parameter_formulas_of_layered_kinds(I: int, H: int) -> None:  # noqa: E741
     lstm = {"kind": "lstm", "hidden_size": H}
-    both, layers, masked = (parameters(kind) for kind in ("birnn", "stack", "variational"))
+    both, layers, masked, dropped = (parameters(kind) for kind in ("birnn", "stack", "variational", "weight_dropout"))
     assert evaluate(both[0][0], I=I, H=H) == count({"kind": "birnn", "layer": lstm}, I)
     assert evaluate(masked[0][0], I=I, H=H) == count({"kind": "variational", "layer": lstm}, I)
+    assert evaluate(dropped[0][0], I=I, H=H) == count({"kind": "weight_dropout", "layer": lstm}, I)
     for L in (1, 2, 3):
         assert evaluate(layers[0][0], I=I, H=H, L=L) == count({"kind": "stack", "layers": [lstm] * L}, I)
     if H == 128:
         assert both[1] == evaluate(both[0][0], I=I, H=H)
         assert masked[1] == evaluate(masked[0][0], I=I, H=H)
+        assert dropped[1] == evaluate(dropped[0][0], I=I, H=H)
         assert layers[1] == evaluate(layers[0][0], I=I, H=H, L=2)
 
 
@@ -432,12 +434,14 @@ def test_output_recurrent_is_elman_without_read_out() -> None:
 
 @pytest.mark.parametrize("kind", ["tdnn", "mingru", "minlstm", "stack"])
 def test_kinds_that_recurrent_dropout_is_refused_for(kind: str) -> None:
-    """As the section on `variational` says; any other kind takes it."""
+    """As the sections on `variational` and `weight_dropout` say; any other kind takes them."""
     layer = {"kind": "stack", "layers": [{"kind": "lstm", "hidden_size": 2}]} if kind == "stack" else {
         "kind": kind, "hidden_size": 2,
     }  # fmt: skip
     with pytest.raises(ValueError, match="recurrent_dropout"):
         ENCODERS.build({"kind": "variational", "layer": layer, "recurrent_dropout": 0.1}, input_size=2)
+    with pytest.raises(ValueError, match="weight_dropout"):
+        ENCODERS.build({"kind": "weight_dropout", "layer": layer}, input_size=2)
 
 
 def test_starts_are_as_told() -> None:

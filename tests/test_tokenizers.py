@@ -30,6 +30,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "character lower": {"kind": "character", "lowercase": True},
     "bpe": {"kind": "subword"},
     "unigram": {"kind": "subword", "algorithm": "unigram"},
+    "whitespace": {"kind": "whitespace"},
+    "whitespace in a line": {"kind": "whitespace", "newlines": False, "lowercase": True},
+    "byte_bpe": {"kind": "byte_bpe"},
 }
 
 
@@ -165,7 +168,7 @@ def test_composed_and_decomposed_letters_are_one() -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("row", ["character", "bpe", "unigram"])
+@pytest.mark.parametrize("row", ["character", "bpe", "unigram", "byte_bpe"])
 def test_decoding_gives_the_text_back(row: str, text: str) -> None:
     assert fitted(row).decode(fitted(row).encode(text).ids) == text
 

@@ -24,7 +24,7 @@ Format = Literal["csv", "tsv", "jsonl", "parquet"]
 
 _EXTENSIONS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
-_FOREIGN = {
+FOREIGN = {
     b"\x1f\x8b": "is compressed with gzip; give it a name that ends in .gz",
     b"PK\x03\x04": "is a zip archive or an Excel workbook, not text; save the sheet as CSV (UTF-8)",
     b"PAR1\x15": "is a Parquet file; format: parquet would fit",
@@ -123,7 +123,7 @@ def _lines(path: Path, stream: BinaryIO, encoding: str) -> Iterator[str]:
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path}:{number + 1}: cannot be read, cut off or damaged: {error}") from None
         if offset == 0:
-            for start, problem in _FOREIGN.items():
+            for start, problem in FOREIGN.items():
                 if chunk.startswith(start):
                     raise DataError(f"{path}:1: the file {problem}")
         state = decoder.getstate()
@@ -135,7 +135,7 @@ def _lines(path: Path, stream: BinaryIO, encoding: str) -> Iterator[str]:
             where = number + len(list(io.StringIO(f"{rest}{good}?", newline="")))
             byte = f"byte {offset - len(state[0]) + error.start} (0x{error.object[error.start]:02x})"
             what = f"{byte} is not {encoding} text: {error.reason}"
-            fits = ("" if chunk else "a file that is not cut off, or ") + _encodings(error.object, encoding)
+            fits = ("" if chunk else "a file that is not cut off, or ") + encodings_that_fit(error.object, encoding)
             raise DataError(f"{path}:{where}: {what}; {fits} would fit") from None
         except UnicodeError as error:  # UTF-16 and UTF-32 without a byte order mark
             fits = f"encoding: {encoding}-le or encoding: {encoding}-be"
@@ -154,7 +154,7 @@ def _lines(path: Path, stream: BinaryIO, encoding: str) -> Iterator[str]:
             yield line
 
 
-def _encodings(content: bytes, encoding: str) -> str:
+def encodings_that_fit(content: bytes, encoding: str) -> str:
     tried = codecs.lookup(encoding).name
     if tried != "utf-16" and content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "encoding: utf-16"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import random
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from seqapp.errors import DataError
 from seqapp.registry import Registry
 
 E = TypeVar("E")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,43 @@ def digest(examples: Sequence[Any]) -> str:
         sha.update(json.dumps(dataclasses.astuple(example), ensure_ascii=False).encode("utf-8", "surrogatepass"))
         sha.update(b"\n")
     return sha.hexdigest()
+
+
+class Keyed(Protocol):
+    """What may not stand in two splits: equal keys are the same text, ``place`` is where it is from."""
+
+    @property
+    def key(self) -> str:
+        """Equal for what counts as equal."""
+
+    @property
+    def place(self) -> str:
+        """A file, and a line of it where it has several."""
+
+
+K = TypeVar("K", bound=Keyed)
+
+
+def remove_shared(parts: dict[str, list[K]], what: str = "row") -> None:
+    """Remove from validation what is in test as well, and from train what is in either, with a warning.
+
+    Args:
+        parts: train, validation and test; changed in place.
+        what: one of them is called so.
+
+    Raises:
+        DataError: if nothing is left of a part.
+    """
+    for name, others in (("validation", ["test"]), ("train", ["validation", "test"])):
+        taken = {one.key for other in others for one in parts[other]}
+        kept = [one for one in parts[name] if one.key not in taken]
+        removed = len(parts[name]) - len(kept)
+        if removed and not kept:
+            problem = f"every {name} {what} also stands in {' or '.join(others)}"
+            raise DataError(f"{parts[name][0].place}: {problem}; files with texts of their own would fit")
+        if removed:
+            _log.warning("%d %s %s(s) removed: their text also stands in %s", removed, name, what, " or ".join(others))
+        parts[name] = kept
 
 
 def split_by_group(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from seqapp.data.rows import Format, read_rows
-from seqapp.data.splits import SOURCES, LabelledText, Splits, split_by_group
+from seqapp.data.splits import SOURCES, LabelledText, Splits, remove_shared, split_by_group
 from seqapp.errors import ConfigError, DataError
 from seqapp.registry import Probability, Share, suggest
 
@@ -21,12 +21,22 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Example:
+class Example:
+    """One row of a file of texts.
+
+    Args:
+        place: file and line.
+        text: as it stands there.
+        label: without outer spaces.
+        key: equal for texts that differ only in case and spacing.
+        unit: what a split must not cut: the group, or else the key.
+    """
+
     place: str
     text: str
     label: str
-    key: str  # equal for texts that differ only in case and spacing
-    unit: str  # what a split must not cut: the group, or else the key
+    key: str
+    unit: str
 
 
 def read_labelled(
@@ -51,7 +61,7 @@ def read_labelled(
     Raises:
         DataError: for a column that is not there, and for all rows that do not fit, together.
     """
-    examples = _examples(path, text, label, None, encoding, format, label_required)
+    examples = read_examples(path, text, label, None, encoding, format, label_required)
     return [LabelledText(example.text, example.label) for example in examples]
 
 
@@ -99,16 +109,16 @@ def table(
     if left < 1e-9:
         total = " + ".join(f"{name}_share {share:g}" for name, share in shares.items())
         raise ConfigError(f"{total} leaves nothing to train on; below 1 together would fit")
-    parts = {"train": _examples(train, text, label, group if shares else None, encoding, format)}
+    parts = {"train": read_examples(train, text, label, group if shares else None, encoding, format)}
     for name, path in given.items():
-        parts[name] = _examples(path, text, label, None, encoding, format) if path is not None else []
+        parts[name] = read_examples(path, text, label, None, encoding, format) if path is not None else []
     _warn_of_contradictions([example for part in parts.values() for example in part])
-    _remove_shared(parts)
+    remove_shared(parts)
     rows = parts["train"]
     _check_classes(rows, train, group, "validation" in shares)
     if shares:
         parts |= _deal_by_class(rows, {"train": left, **shares}, seed)
-        _remove_shared(parts)
+        remove_shared(parts)
     _check_parts(parts, shares, train)
     aside = [f"{name} {share:g}" for name, share in shares.items()]
     how = [*aside, f"by {group}" if group else "by text", f"seed {seed}"] if aside else []
@@ -116,7 +126,7 @@ def table(
     return Splits(", ".join([f"table {Path(train).name}", *how]), **splits)
 
 
-def _examples(
+def read_examples(
     path: str | Path,
     text: str,
     label: str,
@@ -124,9 +134,10 @@ def _examples(
     encoding: str,
     format: Format | None,
     label_required: bool = True,
-) -> list[_Example]:
+) -> list[Example]:
+    """As :func:`read_labelled`, with what is needed to set rows aside; ``group`` is a column or None."""
     needed = {"text": text, **({"label": label} if label_required else {}), **({"group": group} if group else {})}
-    examples: list[_Example] = []
+    examples: list[Example] = []
     problems: list[str] = []
     columns: dict[str, None] = {}
     for row in read_rows(path, encoding=encoding, format=format):
@@ -150,14 +161,14 @@ def _examples(
         if len(problems) == before:
             content = cast(str, content)
             key = " ".join(content.casefold().split())
-            examples.append(_Example(place, content, names["label"], key, names["group"] or key))
+            examples.append(Example(place, content, names["label"], key, names["group"] or key))
     known = list(columns)
     hint = ""
     if len(known) == 1 and (separator := re.search(r"[;,|\t]", known[0])):
         hint = f"; is {separator.group()!r} the separator? format: csv takes ',' and format: tsv takes tabs"
     absent = [(f"{column!r} (option {role})", column) for role, column in needed.items() if column not in columns]
-    _report([f"{path}:1: no column is called {what}; {suggest(column, known)}{hint}" for what, column in absent])
-    _report(problems)
+    report([f"{path}:1: no column is called {what}; {suggest(column, known)}{hint}" for what, column in absent])
+    report(problems)
     return examples
 
 
@@ -174,7 +185,8 @@ def _name(value: Any) -> str:
     raise ValueError(f"{value!r:.60}; it takes text, a whole number, or true or false")
 
 
-def _report(problems: Sequence[str]) -> None:
+def report(problems: Sequence[str]) -> None:
+    """Raise one DataError for all ``problems``, if there are any."""
     if len(problems) == 1:
         raise DataError(problems[0])
     if problems:
@@ -182,8 +194,8 @@ def _report(problems: Sequence[str]) -> None:
         raise DataError("\n  ".join([f"{len(problems)} problems:", *problems[:_SHOWN], *more]))
 
 
-def _warn_of_contradictions(examples: Sequence[_Example]) -> None:
-    first: dict[str, _Example] = {}
+def _warn_of_contradictions(examples: Sequence[Example]) -> None:
+    first: dict[str, Example] = {}
     clashes: dict[str, str] = {}
     for row in examples:
         other = first.setdefault(row.key, row)
@@ -193,21 +205,8 @@ def _warn_of_contradictions(examples: Sequence[_Example]) -> None:
         _log.warning("%d text(s) have more than one label; the first: %s", len(clashes), next(iter(clashes.values())))
 
 
-def _remove_shared(parts: dict[str, list[_Example]]) -> None:
-    for name, others in (("validation", ["test"]), ("train", ["validation", "test"])):
-        taken = {example.key for other in others for example in parts[other]}
-        kept = [example for example in parts[name] if example.key not in taken]
-        removed = len(parts[name]) - len(kept)
-        if removed and not kept:
-            what = f"every {name} row also stands in {' or '.join(others)}"
-            raise DataError(f"{parts[name][0].place}: {what}; files with texts of their own would fit")
-        if removed:
-            _log.warning("%d %s row(s) removed: their text also stands in %s", removed, name, " or ".join(others))
-        parts[name] = kept
-
-
-def _check_classes(rows: Sequence[_Example], train: str, group: str | None, set_aside: bool) -> None:
-    first: dict[str, _Example] = {}
+def _check_classes(rows: Sequence[Example], train: str, group: str | None, set_aside: bool) -> None:
+    first: dict[str, Example] = {}
     units: dict[str, set[str]] = {}
     for row in rows:
         first.setdefault(row.label, row)
@@ -218,32 +217,32 @@ def _check_classes(rows: Sequence[_Example], train: str, group: str | None, set_
     have = f"1 value of {group!r}" if group else "1 different text"
     fits = "at least 2 are needed, one to train on and one to validate; add more or give a validation file"
     rare = [label for label, found in units.items() if set_aside and len(found) < 2]
-    _report([f"{first[label].place}: the class {label!r} has {have} in {train}; {fits}" for label in rare])
+    report([f"{first[label].place}: the class {label!r} has {have} in {train}; {fits}" for label in rare])
 
 
-def _check_parts(parts: Mapping[str, Sequence[_Example]], shares: Mapping[str, float], train: str) -> None:
+def _check_parts(parts: Mapping[str, Sequence[Example]], shares: Mapping[str, float], train: str) -> None:
     known = dict.fromkeys(row.label for row in parts["train"])
     strange: dict[str, str] = {}
     for row in (*parts["validation"], *parts["test"]):
         if row.label not in known:
             problem = f"the label {row.label!r} never occurs in the training rows of {train}"
             strange.setdefault(row.label, f"{row.place}: {problem}; {suggest(row.label, list(known))}")
-    _report(list(strange.values()))
+    report(list(strange.values()))
     fits = "more rows, a larger share, another seed, or a file of its own would fit"
     if "test" in shares and not parts["test"]:
         raise DataError(f"{train}: too few rows to set some aside for test; {fits}, or test_share: 0")
     seen = {row.label for row in parts["validation"]}
     unseen = [label for label in known if label not in seen and "validation" in shares]
-    _report([f"{train}: no row of the class {label!r} was set aside for validation; {fits}" for label in unseen])
+    report([f"{train}: no row of the class {label!r} was set aside for validation; {fits}" for label in unseen])
 
 
-def _deal_by_class(rows: Sequence[_Example], shares: Mapping[str, float], seed: int) -> dict[str, list[_Example]]:
+def _deal_by_class(rows: Sequence[Example], shares: Mapping[str, float], seed: int) -> dict[str, list[Example]]:
     """Each class on its own, so that every part has its share of it; a unit of several classes goes with the rarest."""
     labels: dict[str, dict[str, None]] = {}
     for row in rows:
         labels.setdefault(row.unit, {})[row.label] = None
     spread = Counter(label for found in labels.values() for label in found)
-    strata: dict[str, list[_Example]] = {}
+    strata: dict[str, list[Example]] = {}
     for row in rows:
         strata.setdefault(min(labels[row.unit], key=spread.__getitem__), []).append(row)
     part_of: dict[str, str] = {}
@@ -252,7 +251,7 @@ def _deal_by_class(rows: Sequence[_Example], shares: Mapping[str, float], seed: 
     return {name: [row for row in rows if part_of[row.unit] == name] for name in shares}
 
 
-def _deal(rows: Sequence[_Example], shares: Mapping[str, float], seed: int) -> dict[str, str]:
+def _deal(rows: Sequence[Example], shares: Mapping[str, float], seed: int) -> dict[str, str]:
     """The part of each unit; no part is empty while there are units, training and validation first."""
     units = list(dict.fromkeys(row.unit for row in rows))
     names = list(shares)[: len(units)]

@@ -10,6 +10,9 @@ storage that the backward pass reads again, and autograd sees one node. Time is 
 Large products go through oneDNN, which on CPUs is up to twice as fast in float32 as the BLAS behind ``torch.mm``. tanh
 is computed as 2 sigmoid(2z) - 1, with the factor folded into the weights, because PyTorch's sigmoid costs less than its
 tanh on CPUs; the absolute error is that of the number format.
+
+Under autocast large products round their two sides and their result to its format; biases, gates, states, sums over
+steps and what the backward pass carries from step to step stay in float32.
 """
 
 from __future__ import annotations
@@ -67,7 +70,10 @@ def longest_first(
 
 
 def _in_full(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call ``function`` outside autocast, half-precision tensors widened: a state that lives long needs its digits."""
+    """Call ``function`` outside autocast, half-precision tensors widened: a state that lives long needs its digits.
+
+    Products may still be rounded: see :func:`_product_format`.
+    """
     device = next(one for one in arguments if isinstance(one, Tensor)).device.type
     if not torch.is_autocast_enabled(device):
         return function(*arguments)
@@ -78,6 +84,14 @@ def _in_full(function: Callable[..., Any], *arguments: Any) -> Any:
                 for one in arguments
             )
         )
+
+
+def _product_format(x: Tensor) -> torch.dtype:
+    """The format of large products: autocast's where it is on, else that of x."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return x.dtype
+    return torch.get_autocast_dtype(device)
 
 
 _MINUS_ONE = torch.tensor(-1.0)
@@ -115,6 +129,8 @@ _WORTH_ONEDNN = 5e6
 """Operations of a product from which oneDNN's dearer call pays for itself."""
 _WORTH_ONEDNN_SUM = 1.5e8
 """The same for a sum of outer products, for which it copies both sides."""
+_WORTH_ROUNDING = 5e6
+"""Operations of a product from which rounding its sides pays for itself."""
 
 BLOCK_ROWS = 2048
 """Rows of one block of steps: enough for a product to run at full speed, few enough to stay in the cache."""
@@ -124,8 +140,19 @@ def _fits_onednn(x: Tensor, weight: Tensor) -> bool:
     return _ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
 
 
+def _round(weight: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """weight in ``dtype``, the format of products, if products with ``rows`` rows are large enough to gain by it."""
+    return weight.to(dtype) if 2 * rows * weight.numel() >= _WORTH_ROUNDING else weight
+
+
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (N, I), weight (O, I), bias (O,) -> (N, O), without a graph, by the fastest way on this machine."""
+    """x (N, I), weight (O, I), bias (O,) -> (N, O), without a graph, by the fastest way on this machine.
+
+    A weight that is rounded has x and the product rounded with it; the sum with the bias is in the format of the bias.
+    """
+    if x.dtype != weight.dtype:
+        y = linear(x.to(weight.dtype), weight).to(x.dtype)
+        return y if bias is None else y.add_(bias)
     if _fits_onednn(x, weight) and 2 * x.shape[0] * weight.numel() >= _WORTH_ONEDNN:
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
         return result
@@ -134,14 +161,14 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _add_product_(z: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """In place z + x weight'."""
-    if 2 * x.shape[0] * weight.numel() >= _WORTH_ONEDNN:
+    if x.dtype != weight.dtype or 2 * x.shape[0] * weight.numel() >= _WORTH_ONEDNN:
         return z.add_(product(x, weight))
     return z.addmm_(x, weight.t())
 
 
 def _product_into(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     """``out`` = x weight'."""
-    if 2 * x.shape[0] * weight.numel() >= _WORTH_ONEDNN:
+    if x.dtype != weight.dtype or 2 * x.shape[0] * weight.numel() >= _WORTH_ONEDNN:
         return out.copy_(product(x, weight))
     return torch.mm(x, weight.t(), out=out)
 
@@ -151,6 +178,8 @@ def _add_outer_(total: Tensor, delta: Tensor, x: Tensor) -> None:
     if _fits_onednn(x, delta) and 2 * delta.numel() * x.shape[1] >= _WORTH_ONEDNN_SUM:
         outer, _ = torch.ops.aten.mkldnn_linear_backward_weights(delta.to_mkldnn(), x.to_mkldnn(), total, False)
         total += outer.to_dense() if outer.is_mkldnn else outer
+    elif delta.dtype != total.dtype:
+        total += delta.t() @ x.to(delta.dtype)
     else:
         total.addmm_(delta.t(), x)
 
@@ -163,6 +192,12 @@ def _steps(states: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """states (T, B, H) -> for each step the rows that reach it; views, made at once because a step is short."""
     rows = states.shape[1]
     return [state if size == rows else state[:size] for state, size in zip(states.unbind(0), sizes, strict=True)]
+
+
+def _block_rows(x: Tensor) -> int:
+    """Rows of a block of x (T, B, I)."""
+    time, rows = x.shape[:2]
+    return min(time * rows, max(rows, BLOCK_ROWS))
 
 
 def _blocks(time: int, rows: int) -> list[slice]:
@@ -198,17 +233,20 @@ def _at_end(states: Tensor, sizes: Sequence[int]) -> Tensor:
 class _Weights:
     """Gradients of V (H, I), W (H, F) and b (H,), added up block by block, and that of the input."""
 
-    def __init__(self, x: Tensor, V: Tensor, W: Tensor, *, wants_x: bool) -> None:
-        self.V, self.dV, self.dW = V, torch.zeros_like(V), torch.zeros_like(W)
+    def __init__(self, x: Tensor, V: Tensor, W: Tensor, dtype: torch.dtype, *, wants_x: bool) -> None:
+        self.dV, self.dW = torch.zeros_like(V), torch.zeros_like(W)
         self.db = V.new_zeros(len(V))
         self.dx = x.new_empty(x.shape) if wants_x else None
+        self.back = _round(V, _block_rows(x), dtype).t()
 
-    def add(self, block: slice, x: Tensor, delta: Tensor) -> None:
-        """x (N, I) and the gradients delta (N, H) of the pre-activations of a block."""
-        _add_outer_(self.dV, delta, x)
+    def add(self, block: slice, x: Tensor, delta: Tensor) -> Tensor:
+        """x (N, I) and the gradients delta (N, H) of the pre-activations of a block -> delta as products take it."""
         self.db += delta.sum(0)
+        delta = delta.to(self.back.dtype)
+        _add_outer_(self.dV, delta, x)
         if self.dx is not None:
-            self.dx[block] = product(delta, self.V.t()).view_as(self.dx[block])
+            self.dx[block] = product(delta, self.back).view_as(self.dx[block])
+        return delta
 
 
 class _Feedback(torch.autograd.Function):
@@ -216,12 +254,14 @@ class _Feedback(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, u: Tensor, mask: Tensor | None, sizes: Sequence[int], activations: Sequence[str],
-        decay: float, taps: int, through_time: bool, V: Tensor, W: Tensor, b: Tensor, *above: Tensor,
+        ctx: Any, x: Tensor, u: Tensor, mask: Tensor | None, sizes: Sequence[int], dtype: torch.dtype,
+        activations: Sequence[str], decay: float, taps: int, through_time: bool, V: Tensor, W: Tensor, b: Tensor,
+        *above: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         T, B, _ = x.shape
         scale = [_scale(activation) for activation in activations]
-        V_scaled, W_scaled, b_scaled = scale[0] * V, scale[0] * W, scale[0] * b
+        V_scaled, W_scaled = _round(scale[0] * V, _block_rows(x), dtype), _round(scale[0] * W, B, dtype)
+        b_scaled = scale[0] * b
         weights = [factor * weight.t() for factor, weight in zip(scale[1:], above[::2], strict=True)]
         biases = [factor * bias for factor, bias in zip(scale[1:], above[1::2], strict=True)]
         depth, O = len(activations), len(above[-1]) if above else len(b)  # noqa: E741
@@ -262,22 +302,22 @@ class _Feedback(torch.autograd.Function):
                 y[t, n:] = 0
         end = _at_end(y if signals is None else signals[1:], sizes)
         ctx.save_for_backward(x, u, mask, V, W, signals, y, *above[::2], *hidden)
-        ctx.options = sizes, activations, decay, taps, through_time
+        ctx.options = sizes, dtype, activations, decay, taps, through_time
         return y, end
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         dy, dend = gradients
-        sizes, activations, decay, taps, through_time = ctx.options
+        sizes, dtype, activations, decay, taps, through_time = ctx.options
         x, u, mask, V, W, signals, y, *rest = ctx.saved_tensors
         T, B, O = y.shape  # noqa: E741
         depth = len(activations)
         weights, hidden = rest[: depth - 1], rest[depth - 1 :]
         new = x.new_zeros if sizes[-1] < B else x.new_empty
-        sums = _Weights(x, V, W, wants_x=ctx.needs_input_grad[0])
+        sums = _Weights(x, V, W, dtype, wants_x=ctx.needs_input_grad[0])
         above = [part for weight in weights for part in (torch.zeros_like(weight), weight.new_zeros(len(weight)))]
-        back = W.t()
+        back = _round(W, B, dtype).t()
         carried = dend.clone()
         for index, block in reversed(list(enumerate(_blocks(T, B)))):
             reach = sizes[block]
@@ -310,13 +350,13 @@ class _Feedback(torch.autograd.Function):
                     here[:, : older.shape[1]] += older
             first = _flat(deltas[0])
             seen = _before(u, y, block) if signals is None else signals[block]
-            sums.add(block, _flat(x[block]), first)
-            _add_outer_(sums.dW, first, _flat(seen if mask is None else seen * mask))
+            rounded = sums.add(block, _flat(x[block]), first)
+            _add_outer_(sums.dW, rounded, _flat(seen if mask is None else seen * mask))
             for k in range(1, depth):
                 delta = _flat(deltas[k])
                 _add_outer_(above[2 * k - 2], delta, _flat(states[k - 1]))
                 above[2 * k - 1] += delta.sum(0)
-        return sums.dx, carried if through_time else None, *[None] * 6, sums.dV, sums.dW, sums.db, *above
+        return sums.dx, carried if through_time else None, *[None] * 7, sums.dV, sums.dW, sums.db, *above
 
 
 def feedback(
@@ -356,8 +396,10 @@ def feedback(
         y (T, B, O) and u (B, F) after each row's last step.
     """
 
+    dtype = _product_format(x)
+
     def run(x: Tensor, u: Tensor, mask: Tensor | None, *weights: Tensor) -> Any:
-        return _Feedback.apply(x, u, mask, sizes, activations, decay, taps, through_time, *weights)  # type: ignore[no-untyped-call]
+        return _Feedback.apply(x, u, mask, sizes, dtype, activations, decay, taps, through_time, *weights)  # type: ignore[no-untyped-call]
 
     y, end = _in_full(run, x, u, mask, V, W, b, *above)
     return y, end
@@ -368,15 +410,16 @@ class _LSTM(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, h: Tensor, c: Tensor, mask: Tensor | None, sizes: Sequence[int], squash: bool,
-        V: Tensor, W: Tensor, b: Tensor,
+        ctx: Any, x: Tensor, h: Tensor, c: Tensor, mask: Tensor | None, sizes: Sequence[int], dtype: torch.dtype,
+        squash: bool, V: Tensor, W: Tensor, b: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         T, B, _ = x.shape
         H = h.shape[1]
         scale = b.new_ones(4, H)
         scale[2] = 2
         scale = scale.view(-1)
-        V_scaled, W_scaled, b_scaled = scale[:, None] * V, scale[:, None] * W, scale * b
+        V_scaled, W_scaled = _round(scale[:, None] * V, _block_rows(x), dtype), _round(scale[:, None] * W, B, dtype)
+        b_scaled = scale * b
         new = x.new_zeros if sizes[-1] < B else x.new_empty
         hs, cs = new(T, B, H), new(T, B, H)
         saved: list[Tensor] = []
@@ -400,18 +443,18 @@ class _LSTM(torch.autograd.Function):
                 torch.mul(o, memory, out=out[t])
             saved += [gates] if shown is None else [gates, shown]
         ctx.save_for_backward(x, h, c, mask, V, W, hs, cs, *saved)
-        ctx.options = sizes, squash
+        ctx.options = sizes, dtype, squash
         return hs, _at_end(hs, sizes), _at_end(cs, sizes)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         dy, dh_end, dc_end = gradients
-        sizes, squash = ctx.options
+        sizes, dtype, squash = ctx.options
         x, h, c, mask, V, W, hs, cs, *saved = ctx.saved_tensors
         T, B, H = hs.shape
-        sums = _Weights(x, V, W, wants_x=ctx.needs_input_grad[0])
-        back = W.t()
+        sums = _Weights(x, V, W, dtype, wants_x=ctx.needs_input_grad[0])
+        back = _round(W, B, dtype).t()
         dh, dc = dh_end.clone(), dc_end.clone()
         for index, block in reversed(list(enumerate(_blocks(T, B)))):
             gates, shown = (saved[2 * index], saved[2 * index + 1]) if squash else (saved[index], cs[block])
@@ -440,11 +483,10 @@ class _LSTM(torch.autograd.Function):
                     dh_t *= mask[:n]
                 if n < B:
                     delta[t, n:] = 0
-            flat = _flat(delta)
             came = _before(h, hs, block)
-            sums.add(block, _flat(x[block]), flat)
-            _add_outer_(sums.dW, flat, _flat(came if mask is None else came * mask))
-        return sums.dx, dh, dc, None, None, None, sums.dV, sums.dW, sums.db
+            rounded = sums.add(block, _flat(x[block]), _flat(delta))
+            _add_outer_(sums.dW, rounded, _flat(came if mask is None else came * mask))
+        return sums.dx, dh, dc, *[None] * 4, sums.dV, sums.dW, sums.db
 
 
 def lstm(
@@ -476,8 +518,10 @@ def lstm(
         y (T, B, H), and (h, c) after each row's last step.
     """
 
+    dtype = _product_format(x)
+
     def run(x: Tensor, h: Tensor, c: Tensor, mask: Tensor | None, *weights: Tensor) -> Any:
-        return _LSTM.apply(x, h, c, mask, sizes, squash, *weights)  # type: ignore[no-untyped-call]
+        return _LSTM.apply(x, h, c, mask, sizes, dtype, squash, *weights)  # type: ignore[no-untyped-call]
 
     y, h, c = _in_full(run, x, h, c, mask, V, W, b)
     return y, (h, c)
@@ -488,14 +532,15 @@ class _GRU(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, h: Tensor, mask: Tensor | None, sizes: Sequence[int], V: Tensor, W: Tensor, b: Tensor,
-        b_inner: Tensor | None,
+        ctx: Any, x: Tensor, h: Tensor, mask: Tensor | None, sizes: Sequence[int], dtype: torch.dtype, V: Tensor,
+        W: Tensor, b: Tensor, b_inner: Tensor | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         T, B, _ = x.shape
         H = h.shape[1]
         new = x.new_zeros if sizes[-1] < B else x.new_empty
-        V_gates, V_candidate, b_gates, b_candidate = V[: 2 * H], 2 * V[2 * H :], b[: 2 * H], 2 * b[2 * H :]
-        W_gates, W_candidate = W[: 2 * H], 2 * W[2 * H :]
+        V_gates, V_candidate = (_round(part, _block_rows(x), dtype) for part in (V[: 2 * H], 2 * V[2 * H :]))
+        W_gates, W_candidate = (_round(part, B, dtype) for part in (W[: 2 * H], 2 * W[2 * H :]))
+        b_gates, b_candidate = b[: 2 * H], 2 * b[2 * H :]
         b_product = None if b_inner is None else 2 * b_inner
         hs = new(T, B, H)
         saved: list[Tensor] = []
@@ -517,25 +562,25 @@ class _GRU(torch.autograd.Function):
                 if b_product is None:
                     _add_product_(candidate, torch.mul(r, seen, out=inside[t]), W_candidate)
                 else:
-                    torch.addmm(b_product, seen, W_candidate.t(), out=inside[t])
+                    _product_into(seen, W_candidate, inside[t]).add_(b_product)
                     candidate.addcmul_(r, inside[t])
                 _activate_(candidate, "tanh")
                 torch.lerp(candidate, before, u, out=out[t])
             saved += [gates, candidates, inner]
         ctx.save_for_backward(x, h, mask, V, W, b_inner, hs, *saved)
-        ctx.sizes = sizes
+        ctx.options = sizes, dtype
         return hs, _at_end(hs, sizes)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         dy, dend = gradients
-        sizes = ctx.sizes
+        sizes, dtype = ctx.options
         x, h, mask, V, W, b_inner, hs, *saved = ctx.saved_tensors
         T, B, H = hs.shape
         after = b_inner is not None
-        back_gates, back_candidate = W[: 2 * H].t(), W[2 * H :].t()
-        sums = _Weights(x, V, W, wants_x=ctx.needs_input_grad[0])
+        back_gates, back_candidate = (_round(part, B, dtype).t() for part in (W[: 2 * H], W[2 * H :]))
+        sums = _Weights(x, V, W, dtype, wants_x=ctx.needs_input_grad[0])
         db_inner = torch.zeros_like(b_inner) if after else None
         carried = dend.clone()
         for index, block in reversed(list(enumerate(_blocks(T, B)))):
@@ -575,13 +620,13 @@ class _GRU(torch.autograd.Function):
                 if n < B:
                     delta[t, n:] = 0
                     behind[t, n:] = 0
-            flat = _flat(delta)
-            sums.add(block, _flat(x[block]), flat)
-            _add_outer_(sums.dW[: 2 * H], flat[:, : 2 * H], _flat(seen))
-            _add_outer_(sums.dW[2 * H :], _flat(behind), _flat(seen if after else inner))
+            rounded = sums.add(block, _flat(x[block]), _flat(delta))
+            _add_outer_(sums.dW[: 2 * H], rounded[:, : 2 * H], _flat(seen))
+            last = _flat(behind).to(rounded.dtype) if after else rounded[:, 2 * H :]
+            _add_outer_(sums.dW[2 * H :], last, _flat(seen if after else inner))
             if db_inner is not None:
                 db_inner += _flat(behind).sum(0)
-        return sums.dx, carried, None, None, sums.dV, sums.dW, sums.db, db_inner
+        return sums.dx, carried, None, None, None, sums.dV, sums.dW, sums.db, db_inner
 
 
 def gru(
@@ -611,8 +656,10 @@ def gru(
         y (T, B, H) and h (B, H) after each row's last step.
     """
 
+    dtype = _product_format(x)
+
     def run(x: Tensor, h: Tensor, mask: Tensor | None, V: Tensor, W: Tensor, b: Tensor, b_inner: Tensor | None) -> Any:
-        return _GRU.apply(x, h, mask, sizes, V, W, b, b_inner)  # type: ignore[no-untyped-call]
+        return _GRU.apply(x, h, mask, sizes, dtype, V, W, b, b_inner)  # type: ignore[no-untyped-call]
 
     y, end = _in_full(run, x, h, mask, V, W, b, b_inner)
     return y, end
@@ -622,40 +669,42 @@ class _Window(torch.autograd.Function):
     """See :func:`window`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, delays: Sequence[int], activation: str, V: Tensor, b: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, delays: Sequence[int], dtype: torch.dtype, activation: str, V: Tensor, b: Tensor
+    ) -> Tensor:
         T, B = len(x) - delays[-1], x.shape[1]
-        V_scaled, b_scaled = _scale(activation) * V, _scale(activation) * b
+        V_scaled, b_scaled = _round(_scale(activation) * V, _block_rows(x), dtype), _scale(activation) * b
         y = x.new_empty(T, B, len(V))
         for block in _blocks(T, B):
             part = y[block]
             part.copy_(product(_flat(_windows(x, delays, block)), V_scaled, b_scaled).view_as(part))
             _activate_(part, activation)
         ctx.save_for_backward(x, V, y)
-        ctx.options = delays, activation
+        ctx.options = delays, dtype, activation
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
-        delays, activation = ctx.options
+        delays, dtype, activation = ctx.options
         x, V, y = ctx.saved_tensors
         T, B, H = y.shape
-        dV, db, back = torch.zeros_like(V), V.new_zeros(H), V.t()
+        dV, db, back = torch.zeros_like(V), V.new_zeros(H), _round(V, _block_rows(x), dtype).t()
         dx = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         for block in _blocks(T, B):
             delta = torch.empty_like(y[block])
             _pull_back(dy[block], y[block], activation, delta)
-            flat = _flat(delta)
+            db += _flat(delta).sum(0)
+            flat = _flat(delta).to(back.dtype)
             _add_outer_(dV, flat, _flat(_windows(x, delays, block)))
-            db += flat.sum(0)
             if dx is None:
                 continue
             parts = product(flat, back).view(len(delta), B, -1).chunk(len(delays), -1)
             for delay, part in zip(delays, parts, strict=True):
                 shift = delays[-1] - delay
                 dx[block.start + shift : block.stop + shift] += part
-        return dx, None, None, dV, db
+        return dx, None, None, None, dV, db
 
 
 def _windows(x: Tensor, delays: Sequence[int], block: slice) -> Tensor:
@@ -678,8 +727,10 @@ def window(x: Tensor, delays: Sequence[int], V: Tensor, b: Tensor, *, activation
         (T, B, H).
     """
 
+    dtype = _product_format(x)
+
     def run(x: Tensor, V: Tensor, b: Tensor) -> Tensor:
-        result: Tensor = _Window.apply(x, delays, activation, V, b)  # type: ignore[no-untyped-call]
+        result: Tensor = _Window.apply(x, delays, dtype, activation, V, b)  # type: ignore[no-untyped-call]
         return result
 
     result: Tensor = _in_full(run, x, V, b)
@@ -690,15 +741,18 @@ class _Leak(torch.autograd.Function):
     """See :func:`leak`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, h: Tensor, sizes: Sequence[int], V: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, h: Tensor, sizes: Sequence[int], dtype: torch.dtype, V: Tensor, b: Tensor
+    ) -> tuple[Tensor, Tensor]:
         T, B, _ = x.shape
         H = h.shape[1]
+        V_rounded = _round(V, _block_rows(x), dtype)
         new = x.new_zeros if sizes[-1] < B else x.new_empty
         y = new(T, B, H)
         saved: list[Tensor] = []
         for block in _blocks(T, B):
             reach = sizes[block]
-            gates = product(_flat(x[block]), V, b).view(len(reach), B, len(V))
+            gates = product(_flat(x[block]), V_rounded, b).view(len(reach), B, len(V))
             keep = keep_share(gates, H)
             n = gates[..., -H:]
             out, before = _steps(y[block], reach), _steps_before(h, y, block, reach)
@@ -707,17 +761,17 @@ class _Leak(torch.autograd.Function):
                 torch.addcmul(added[t], kept[t], before[t], out=out[t])
             saved += [gates, keep]
         ctx.save_for_backward(x, h, V, y, *saved)
-        ctx.sizes = sizes
+        ctx.options = sizes, dtype
         return y, _at_end(y, sizes)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         dy, dend = gradients
-        sizes = ctx.sizes
+        sizes, dtype = ctx.options
         x, h, V, y, *saved = ctx.saved_tensors
         T, B, H = y.shape
-        sums = _Weights(x, V, V, wants_x=ctx.needs_input_grad[0])
+        sums = _Weights(x, V, V, dtype, wants_x=ctx.needs_input_grad[0])
         carried = dend.clone()
         new = x.new_zeros if sizes[-1] < B else x.new_empty
         for index, block in reversed(list(enumerate(_blocks(T, B)))):
@@ -740,7 +794,7 @@ class _Leak(torch.autograd.Function):
                 torch.mul(flow, shut[..., :H], out=delta[..., :H])
                 torch.mul(flow.neg_(), shut[..., H:], out=delta[..., H : 2 * H])
             sums.add(block, _flat(x[block]), _flat(delta))
-        return sums.dx, carried, None, sums.dV, sums.db
+        return sums.dx, carried, None, None, sums.dV, sums.db
 
 
 def keep_share(gates: Tensor, size: int) -> Tensor:
@@ -767,8 +821,10 @@ def leak(x: Tensor, sizes: Sequence[int], h: Tensor, V: Tensor, b: Tensor) -> tu
         y (T, B, H) and h (B, H) after each row's last step.
     """
 
+    dtype = _product_format(x)
+
     def run(x: Tensor, h: Tensor, V: Tensor, b: Tensor) -> Any:
-        return _Leak.apply(x, h, sizes, V, b)  # type: ignore[no-untyped-call]
+        return _Leak.apply(x, h, sizes, dtype, V, b)  # type: ignore[no-untyped-call]
 
     y, end = _in_full(run, x, h, V, b)
     return y, end

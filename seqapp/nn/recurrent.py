@@ -15,7 +15,9 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from seqapp.nn.dropout import drop_mask
 from seqapp.registry import Probability, Registry, Spec
 
 Carry = Any
@@ -185,6 +187,9 @@ class Recurrent(Encoder, Generic[C]):
     answers exactly as its rows do alone.
     """
 
+    recurrent_weights: tuple[str, ...] = ()
+    """Parameters, by name, that multiply what comes back from the step before."""
+
     @abstractmethod
     def initial_carry(self, batch_size: int, like: Tensor) -> C:
         """The carry before the first step, with the dtype and device of ``like``."""
@@ -192,6 +197,13 @@ class Recurrent(Encoder, Generic[C]):
     @abstractmethod
     def step(self, carry: C, x: Tensor) -> tuple[C, Tensor]:
         """One position: carry, x (B, I) -> carry, y (B, O)."""
+
+    def renew(self, carry: C) -> C:
+        """The same state, with dropout masks drawn anew in training: a stream read on in pieces asks at each piece.
+
+        Masks are drawn when a row starts and last as long as its carry is handed on.
+        """
+        return carry
 
     def unroll(self, x: Tensor, lengths: Tensor | None, carry: C) -> tuple[Tensor, C]:
         """All positions at once, on checked input whose padding is zero. A faster kernel overrides this."""
@@ -245,6 +257,7 @@ class Masked(Recurrent[C]):
     """A layer whose recurrent signal can be multiplied by a mask (B, ``recurrent_size``), one for a whole row."""
 
     recurrent_size: int
+    recurrent_weights = ("W",)
 
     @abstractmethod
     def step(self, carry: C, x: Tensor, mask: Tensor | None = None) -> tuple[C, Tensor]:
@@ -290,6 +303,9 @@ class Stack(Recurrent[tuple[Carry, ...]]):
 
     def initial_carry(self, batch_size: int, like: Tensor) -> tuple[Carry, ...]:
         return tuple(cast(Recurrent[Any], layer).initial_carry(batch_size, like) for layer in self.layers)
+
+    def renew(self, carry: tuple[Carry, ...]) -> tuple[Carry, ...]:
+        return tuple(cast(Recurrent[Any], layer).renew(one) for layer, one in zip(self.layers, carry, strict=True))
 
     def step(self, carry: tuple[Carry, ...], x: Tensor) -> tuple[tuple[Carry, ...], Tensor]:
         after, outputs = [], []
@@ -435,22 +451,33 @@ class Variational(Recurrent[tuple[C, Tensor, Tensor]]):
         super().__init__()
         if recurrent_dropout and not isinstance(layer, Masked):
             name = type(layer).__name__
-            if isinstance(layer, Stack | Variational):
+            if isinstance(layer, Stack | Variational | WeightDropout):
                 raise ValueError(f"{name}: recurrent_dropout is for one layer; variational around the layers inside "
                                  "it fits")  # fmt: skip
             raise ValueError(f"{name} multiplies no recurrent signal by weights, so there is nothing for "
                              "recurrent_dropout to drop; 0 fits")  # fmt: skip
         self.layer = layer
         self.input_size, self.output_size = layer.input_size, layer.output_size
+        self.recurrent_weights = tuple(f"layer.{name}" for name in layer.recurrent_weights)
         self.input_dropout, self.recurrent_dropout = input_dropout, recurrent_dropout
 
     def initial_carry(self, batch_size: int, like: Tensor) -> tuple[C, Tensor, Tensor]:
         recurrent_size = self.layer.recurrent_size if isinstance(self.layer, Masked) else 0
-        masks = []
-        for size, p in ((self.input_size, self.input_dropout), (recurrent_size, self.recurrent_dropout)):
-            mask = like.new_ones(batch_size, size)
-            masks.append(mask.bernoulli_(1 - p) / (1 - p) if self.training and p else mask)
-        return self.layer.initial_carry(batch_size, like), masks[0], masks[1]
+        seen, kept = like.new_ones(batch_size, self.input_size), like.new_ones(batch_size, recurrent_size)
+        return self.layer.initial_carry(batch_size, like), *self._draw(seen, kept)
+
+    def renew(self, carry: tuple[C, Tensor, Tensor]) -> tuple[C, Tensor, Tensor]:
+        inner, seen, kept = carry
+        return self.layer.renew(inner), *self._draw(seen, kept)
+
+    def _draw(self, seen: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Fresh masks where there is anything to drop, else those given."""
+        if not self.training:
+            return seen, kept
+        return (
+            drop_mask(seen, self.input_dropout) if self.input_dropout else seen,
+            drop_mask(kept, self.recurrent_dropout) if self.recurrent_dropout else kept,
+        )
 
     def step(self, carry: tuple[C, Tensor, Tensor], x: Tensor) -> tuple[tuple[C, Tensor, Tensor], Tensor]:
         inner, seen, kept = carry
@@ -473,6 +500,66 @@ class Variational(Recurrent[tuple[C, Tensor, Tensor]]):
         return y, (inner, seen, kept)
 
 
+class WeightDropout(Recurrent[C]):
+    """A layer that drops entries of its recurrent weights in training (DropConnect, Wan et al. 2013).
+
+    What is kept is scaled by 1 / (1 - dropout). One mask serves all rows and all steps of a pass and is drawn anew when
+    rows start or are renewed (Merity et al. 2018, section 2), so the layer's own kernel runs. Parameters are called as
+    the layer calls them, behind ``layer.``, and hold the whole weights, so that they load with and without dropout.
+
+    Args:
+        layer: what is run.
+        dropout: probability that an entry of a recurrent weight is dropped.
+
+    Raises:
+        ValueError: if the layer has no recurrent weights.
+    """
+
+    def __init__(self, layer: Recurrent[C], *, dropout: Probability = 0.5) -> None:
+        super().__init__()
+        if not layer.recurrent_weights:
+            name = type(layer).__name__
+            if isinstance(layer, Stack | WeightDropout):
+                raise ValueError(
+                    f"{name}: weight_dropout is for one layer; weight_dropout around each layer inside fits"
+                )
+            raise ValueError(f"{name} has no recurrent weights for weight_dropout to drop; a layer that has, such as "
+                             "lstm, fits")  # fmt: skip
+        self.layer = layer
+        self.input_size, self.output_size = layer.input_size, layer.output_size
+        self.dropout = dropout
+        self._masks: dict[str, Tensor] = {}
+
+    def initial_carry(self, batch_size: int, like: Tensor) -> C:
+        if like.device.type != "meta":
+            self._draw()
+        return self.layer.initial_carry(batch_size, like)
+
+    def renew(self, carry: C) -> C:
+        self._draw()
+        return self.layer.renew(carry)
+
+    def _draw(self) -> None:
+        # A mask has the shape of a weight and no row, so it cannot stand in the carry, whose leaves are rows.
+        if self.training and self.dropout:
+            names = self.layer.recurrent_weights
+            self._masks = {name: drop_mask(self.layer.get_parameter(name), self.dropout) for name in names}
+
+    def step(self, carry: C, x: Tensor) -> tuple[C, Tensor]:
+        if not self.training:
+            return self.layer.step(carry, x)
+        y, carry = self.unroll(x[:, None], None, carry)
+        return carry, y[:, 0]
+
+    def unroll(self, x: Tensor, lengths: Tensor | None, carry: C) -> tuple[Tensor, C]:
+        if not self.training:
+            return self.layer.unroll(x, lengths, carry)
+        if not self._masks:
+            self._draw()
+        weights = {name: self.layer.get_parameter(name) * mask for name, mask in self._masks.items()}
+        return cast(tuple[Tensor, C], functional_call(self.layer, weights, (x, lengths, carry)))
+
+
 @RECURRENT.register("variational")
 def build_variational(
     input_size: int,
@@ -490,6 +577,19 @@ def build_variational(
     """
     inner = RECURRENT.build(layer, input_size=input_size)
     return Variational(inner, input_dropout=input_dropout, recurrent_dropout=recurrent_dropout)
+
+
+@RECURRENT.register("weight_dropout")
+def build_weight_dropout(
+    input_size: int, *, layer: Annotated[Spec, RECURRENT], dropout: Probability = 0.5
+) -> WeightDropout[Any]:
+    """A layer that drops entries of its recurrent weights (Wan et al. 2013; Merity et al. 2018).
+
+    Args:
+        layer: what is run.
+        dropout: probability that an entry of a recurrent weight is dropped.
+    """
+    return WeightDropout(RECURRENT.build(layer, input_size=input_size), dropout=dropout)
 
 
 @ENCODERS.register("birnn")

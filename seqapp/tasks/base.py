@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from seqapp.data.streams import Stream
 from seqapp.errors import ConfigError, SeqappError
 from seqapp.metrics import Metric
 from seqapp.models.registry import MODELS
@@ -76,16 +77,18 @@ class Task(ABC, Generic[E, I]):
     """The keywords that :meth:`read_examples` takes."""
     limits: str = "It answers an input unlike those it was trained on with the same confidence."
     """What a person must not expect of the answers, for the model card."""
-    carries: ClassVar[bool] = False
-    """Whether :meth:`chunks` and :meth:`loss_carried` are there, for truncated back-propagation through time."""
+    carries: bool = False
+    """Whether :meth:`loss_carried` is there, for truncated back-propagation through time."""
+    streams: bool = False
+    """Whether :meth:`encode` gives one :class:`seqapp.data.streams.Stream`, which is read on and on in pieces."""
 
     @abstractmethod
     def prepare(self, examples: Sequence[E]) -> None:
         """Fit tokenizers and vocabularies, once, on training examples."""
 
     @abstractmethod
-    def encode(self, examples: Sequence[E]) -> list[I]:
-        """Examples -> items, one each, in order.
+    def encode(self, examples: Sequence[E]) -> Sequence[I] | Stream:
+        """Examples -> items, one each, in order; or all of them as one stream, where :attr:`streams` is set.
 
         Raises:
             InputError: for an example that has no content.
@@ -133,6 +136,16 @@ class Task(ABC, Generic[E, I]):
         Raises:
             ConfigError: if its state cannot be carried on.
         """
+
+    def fit_model(self, model: nn.Module, items: Any) -> None:
+        """Let an untrained model see what it needs of the training items, such as how frequent tokens are."""
+
+    def begin_epoch(self, model: nn.Module, batches: Iterable[Any]) -> None:
+        """Let the model see the batches of an epoch before the first of them is learned from."""
+
+    def sample(self, model: nn.Module) -> str | None:
+        """What the model says by itself, for a person who watches it learn; None where it only answers."""
+        return None
 
     def learns(self, batch: Any) -> bool:
         """Whether a piece of a batch asks for an answer; one that does not only carries the state on."""

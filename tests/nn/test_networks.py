@@ -18,10 +18,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from seqapp.nn import cells
+from seqapp.nn import cells, kernels
 from seqapp.nn.init import glorot_, recurrent_
 from seqapp.nn.inputs import OneHot
-from seqapp.nn.recurrent import RECURRENT, Masked, NotFinite, Recurrent, Stack, Variational, map_carry, scan
+from seqapp.nn.recurrent import (
+    RECURRENT,
+    Masked,
+    NotFinite,
+    Recurrent,
+    Stack,
+    Variational,
+    WeightDropout,
+    map_carry,
+    scan,
+)
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 F = Literal["tanh", "relu", "sigmoid", "identity"]
@@ -38,6 +48,7 @@ KINDS: dict[str, dict[str, Any]] = {
         )
     },
     "variational": {"kind": "variational", "layer": {"kind": "lstm", "hidden_size": H}, "recurrent_dropout": 0.3},
+    "weight_dropout": {"kind": "weight_dropout", "layer": {"kind": "lstm", "hidden_size": H}},
     "stack": {"kind": "stack", "layers": [{"kind": "lstm", "hidden_size": 5}, {"kind": "gru", "hidden_size": H}]},
 }  # fmt: skip
 MASKED = [
@@ -490,7 +501,7 @@ def test_state_stays_between_its_start_and_the_candidates(kind: Any) -> None:
 # --- Starts ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("stack", "variational", "tdnn", "narx", "mingru", "minlstm")])  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("stack", "variational", "weight_dropout", "tdnn", "narx", "mingru", "minlstm")])  # fmt: skip  # noqa: E501
 def test_recurrent_weights_start_orthogonal_gate_by_gate(kind: str) -> None:
     W = RECURRENT.build(KINDS[kind], input_size=I).double().get_parameter("W")
     blocks = torch.split(W, H)
@@ -681,13 +692,80 @@ def test_no_row_is_no_trouble(kind: str) -> None:
         assert all(leaf.shape[0] == 0 for leaf in leaves(end))
 
 
+def round_every_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if all layers were wide."""
+    monkeypatch.setattr(kernels, "_WORTH_ROUNDING", 0)
+    monkeypatch.setattr(cells, "BUSY", 0)
+
+
+ROUNDED = ["elman", "jordan", "state_space", "tdnn", "narx", "lstm_linear_output", "gru", "gru_reset_after", "mingru",
+           "minlstm"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*ROUNDED, "variational"])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_rounded_products_keep_answers_and_gradients(kind: str, ragged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against float32 on the same weights, over a row cut into blocks: the error is that of bfloat16."""
+    size, steps = 48, 40
+    spec = {**KINDS[kind], "hidden_size": size} if kind != "variational" else {
+        "kind": "variational", "layer": {"kind": "lstm", "hidden_size": size}, "recurrent_dropout": 0.5,
+    }  # fmt: skip
+    layer: Any = RECURRENT.build(spec, input_size=size).train()
+    x = torch.randn(8, steps, size, requires_grad=True)
+    lengths = torch.tensor([40, 40, 33, 17, 16, 9, 2, 1]) if ragged else None
+    start = layer.initial_carry(8, x.detach())
+    round_every_product(monkeypatch)
+    monkeypatch.setattr(kernels, "BLOCK_ROWS", 8 * 16)
+
+    def run(autocast: bool) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y, end = layer(x, lengths, start)
+        assert y.dtype == torch.float32
+        assert all(leaf.dtype == torch.float32 for leaf in leaves(end))
+        weights = torch.linspace(-1, 2, y.numel()).view_as(y)
+        loss = (weights * y).sum() + sum(leaf.square().sum() for leaf in leaves(end))
+        return [y, *leaves(end), *torch.autograd.grad(loss, [x, *layer.parameters()])]
+
+    changed = False
+    for got, expected in zip(run(True), run(False), strict=True):
+        error = (got - expected).norm()
+        assert error <= 0.02 * expected.norm()
+        changed |= bool(error)
+    assert changed, "nothing was rounded"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_a_stream_read_in_pieces_under_autocast_is_the_whole_stream(
+    kind: str, ragged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The carry between two pieces is of its own format and loses nothing that the layer would have kept."""
+    layer: Any = RECURRENT.build(KINDS[kind], input_size=I).eval()
+    round_every_product(monkeypatch)
+    x = torch.randn(B, T, I)
+    with torch.autocast("cpu", torch.bfloat16):
+        whole, whole_end = layer(x, LENGTHS if ragged else None)
+        for cut in range(1, T):
+            longer = cut < LENGTHS if ragged else torch.ones(B, dtype=torch.bool)
+            first, carry = layer(x[:, :cut], LENGTHS.clamp(max=cut) if ragged else None)
+            assert all(leaf.dtype == torch.float32 for leaf in leaves(carry))
+            rest = map_carry(lambda leaf: leaf[longer], carry)  # noqa: B023
+            second, end = layer(x[longer, cut:], LENGTHS[longer] - cut if ragged else None, rest)
+            got = [torch.cat([first[longer], second], 1), *leaves(end)]
+            for one, other in zip(got, [whole, *leaves(whole_end)], strict=True):
+                assert_close(one, other[longer], rtol=1e-6, atol=1e-6)
+
+
 # All but the fused LSTM, which says so.
 SLOW = {"lstm_linear_output": 1, "gru": 1, "gru_reset_after": 1, "mingru": 0, "minlstm": 0}
 
 
 @pytest.mark.parametrize("kind", SLOW)
-def test_a_long_memory_is_kept_under_autocast(kind: str) -> None:
+@pytest.mark.parametrize("rounded", [False, True])
+def test_a_long_memory_is_kept_under_autocast(kind: str, rounded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A gate of 0.998 keeps 0.37 over 500 steps; rounded to bfloat16 it would be 1 and keep everything."""
+    if rounded:
+        round_every_product(monkeypatch)
     layer: Any = RECURRENT.build(KINDS[kind], input_size=I)
     logit = float(torch.tensor(0.998).logit())
     with torch.no_grad():
@@ -848,10 +926,115 @@ def test_a_handed_over_carry_draws_no_new_masks() -> None:
     assert torch.equal(torch.rand(3), expected), "random numbers were drawn and thrown away"
 
 
+# --- Weight dropout ----------------------------------------------------------------------------------------------
+
+
+def dropped_entries(layer: WeightDropout[Any], h: Tensor) -> Tensor:
+    """What each row of a linear network without input, started from each unit vector, says W to be: (H, H)."""
+    y, _ = layer(torch.zeros(len(h), 1, layer.input_size, dtype=h.dtype), None, h)
+    return y[:, 0].T
+
+
+def test_one_mask_of_weights_serves_all_rows_and_steps_until_it_is_renewed() -> None:
+    inner = spread(linear_elman(30, seen=False))
+    with torch.no_grad():
+        inner.b_h.zero_()
+    layer = WeightDropout(inner, dropout=0.4).train()
+    units = torch.eye(30, dtype=torch.float64)
+    layer.initial_carry(1, units)
+    W = dropped_entries(layer, units)
+    factors = W / inner.W
+    assert {round(value, 4) for value in factors.flatten().tolist()} == {0.0, round(1 / 0.6, 4)}
+    assert abs((factors == 0).double().mean().item() - 0.4) < 4 * 0.49 / 30
+    assert_close(dropped_entries(layer, units), W)
+    y, _ = layer(torch.zeros(30, 3, 30, dtype=torch.float64), None, units)
+    assert_close(y[:, 2].T, W @ W @ W)
+    layer.renew(units)
+    assert not torch.equal(dropped_entries(layer, units), W)
+    assert_close(dropped_entries(layer.eval(), units), inner.W)
+
+
+def test_entries_of_weights_keep_their_mean() -> None:
+    layer = WeightDropout(spread(linear_elman(3)), dropout=0.3).train()
+    masks = []
+    for _ in range(2000):
+        layer.renew(torch.zeros(1, 3))
+        masks.append(layer._masks["W"])
+    assert_close(torch.stack(masks).mean(0), torch.ones(3, 3, dtype=torch.float64), rtol=0, atol=0.07)
+
+
+@pytest.mark.parametrize("kind", MASKED)
+def test_weights_that_are_dropped_are_the_layers_own_with_holes(kind: str) -> None:
+    """The numbers and gradients of the plain layer whose W was multiplied by the mask, whatever kernel runs."""
+    inner = build(kind)
+    layer, (x, _) = WeightDropout(copy.deepcopy(inner), dropout=0.5).train(), random_input()
+    start = layer.initial_carry(B, x)
+    mask = layer._masks["W"]
+    with torch.no_grad():
+        inner.W.mul_(mask)
+    y, end = layer(x, LENGTHS, start)
+    expected, end_expected = inner(x, LENGTHS, start)
+    assert_close((y, end), (expected, end_expected), rtol=1e-12, atol=1e-12)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    for (name, one), other in zip(inner.named_parameters(), layer.layer.parameters(), strict=True):
+        assert one.grad is not None
+        assert_close(other.grad, one.grad * mask if name == "W" else one.grad, rtol=1e-10, atol=1e-12)
+    plain, _ = copy.deepcopy(layer.layer)(x, LENGTHS, start)
+    assert not torch.allclose(plain, y)
+    assert torch.equal(layer.eval()(x, LENGTHS, start)[0], plain)
+
+
+def test_dropped_weights_keep_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    fused = torch.lstm
+    monkeypatch.setattr(torch, "lstm", lambda *given: called.append(1) or fused(*given))  # type: ignore[func-returns-value]
+    layer = WeightDropout(build("lstm"), dropout=0.5).train()
+    layer(random_input()[0])
+    assert called == [1]
+
+
+@pytest.mark.parametrize("kind", MASKED)
+def test_weights_load_with_and_without_weight_dropout(kind: str) -> None:
+    inner = build(kind)
+    layer = WeightDropout(build(kind), dropout=0.5).train()
+    layer(random_input()[0])[0].sum().backward()
+    assert list(layer.state_dict()) == [f"layer.{name}" for name in inner.state_dict()]
+    inner.load_state_dict({name.removeprefix("layer."): value for name, value in layer.state_dict().items()})
+    for one, other in zip(inner.parameters(), layer.parameters(), strict=True):
+        assert torch.equal(one, other)
+    twin = copy.deepcopy(layer).eval()
+    x, _ = random_input()
+    assert torch.equal(twin(x)[0], layer.eval()(x)[0])
+
+
+@pytest.mark.parametrize("kind", ["tdnn", "mingru", "minlstm"])
+def test_weight_dropout_refuses_a_layer_without_recurrent_weights(kind: str) -> None:
+    name = type(build(kind)).__name__
+    with pytest.raises(ValueError, match=rf"^{name} has no recurrent weights for weight_dropout to drop; .*lstm, fits"):
+        WeightDropout(build(kind))
+
+
+@pytest.mark.parametrize("kind", ["stack", "weight_dropout"])
+def test_weight_dropout_goes_round_each_layer_of_a_stack(kind: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{type(build(kind)).__name__}: .*around each layer inside fits"):
+        WeightDropout(build(kind))
+
+
+def test_recurrent_dropout_goes_inside_weight_dropout() -> None:
+    with pytest.raises(ValueError, match=r"WeightDropout: recurrent_dropout .* variational around the layers inside"):
+        Variational(build("weight_dropout"), recurrent_dropout=0.1)
+    layer = WeightDropout(Variational(build("gru"), recurrent_dropout=0.5), dropout=0.5).train()
+    start = layer.initial_carry(B, random_input()[0])
+    assert set(layer._masks) == {"layer.W"}
+    renewed = layer.renew(start)
+    assert not torch.equal(renewed[2], start[2])
+
+
 # --- Stacks ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "weight_dropout"])  # which drops on that very path
 def test_dropout_between_layers_never_meets_the_recurrent_path(kind: str) -> None:
     """What comes from below is zero, and so is what dropout leaves of it."""
     silent = cells.TDNN(I, I).double()

@@ -93,6 +93,23 @@ ROWS: dict[str, dict[str, Any]] = {
         ]
     },
     "variational mingru": {"kind": "variational", "layer": {"kind": "mingru", "hidden_size": 5}, "input_dropout": 0.3},
+    **{
+        f"weight_dropout {layer['kind']}": {"kind": "weight_dropout", "layer": layer, "dropout": 0.4}
+        for layer in [
+            {"kind": "lstm", "hidden_size": 5},
+            {"kind": "gru_reset_after", "hidden_size": 5},
+            {"kind": "narx", "hidden_size": 5, "output_size": 2},
+            {"kind": "variational", "layer": {"kind": "gru", "hidden_size": 5}, "recurrent_dropout": 0.4},
+        ]
+    },
+    "variational weight_dropout": {
+        "kind": "variational", "layer": {"kind": "weight_dropout", "layer": {"kind": "lstm", "hidden_size": 5}},
+        "input_dropout": 0.3,
+    },
+    "stack of weight_dropout": {
+        "kind": "stack", "dropout": 0.2,
+        "layers": [{"kind": "weight_dropout", "layer": {"kind": kind, "hidden_size": 4}} for kind in ("elman", "lstm")],
+    },
     "lstm": {"kind": "lstm", "hidden_size": 5},
     "lstm forget bias": {"kind": "lstm", "hidden_size": 5, "forget_bias": -2.0},
     "gru": {"kind": "gru", "hidden_size": 5},
@@ -327,7 +344,7 @@ def test_gradcheck_with_lengths(spec: dict[str, Any]) -> None:
     names = [name for name, _ in layer.named_parameters()]
     carry = leaves(random_carry(layer, x))
     # Masks and a state whose gradient is stopped are data.
-    free = 0 if "elman_1step" in str(spec) else len(carry) - 2 if spec["kind"] == "variational" else len(carry)
+    free = 0 if "elman_1step" in str(spec) else len(carry) - 2 if "variational" in str(spec) else len(carry)
     flat = [leaf.detach().requires_grad_() for leaf in [*carry[:free], *layer.parameters()]]
 
     def run(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -366,6 +383,41 @@ def test_reordering_the_carry_between_steps_reorders_the_batch(spec: dict[str, A
         outputs.append(y)
     expected, end = layer(x[order])
     close((torch.stack(outputs, 1), carry), (expected[:, 3:], end))
+
+
+def test_renewing_changes_masks_in_training_and_nothing_else(spec: dict[str, Any]) -> None:
+    layer = build(spec)
+    x, _ = inputs()
+    carry = random_carry(layer, x)
+    renewed = layer.renew(carry)
+    for one, other in zip(leaves(renewed), leaves(carry), strict=True):
+        assert torch.equal(one, other)
+    layer.train()
+    _, carry = layer(x, None, layer.initial_carry(B, x))
+    renewed = layer.renew(carry)
+    masks = 2 if "variational" in str(spec) else 0
+    states = len(leaves(carry)) - masks
+    for one, other in zip(leaves(renewed)[:states], leaves(carry)[:states], strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(leaves(renewed)[states:], leaves(carry)[states:], strict=True):
+        dropped = bool((other != 1).any())
+        assert torch.equal(one, other) is not dropped, "a mask was kept"
+
+
+def test_training_by_steps_is_training_by_rows_with_the_same_masks(spec: dict[str, Any]) -> None:
+    layer = build(spec).train()
+    for inner in layer.modules():
+        if isinstance(inner, torch.nn.Dropout):
+            inner.eval()  # which draws at each step on purpose
+    x, lengths = inputs()
+    start = layer.initial_carry(B, x)
+    whole = layer(x, lengths, start)
+    close(scan(layer.step, start, x, lengths), whole)
+    first, middle = layer(x[:, :2], lengths.clamp(max=2), start)
+    longer = lengths > 2
+    rest = map_carry(lambda leaf: leaf[longer], middle)
+    second, _ = layer(x[longer, 2:], lengths[longer] - 2, rest)
+    close(torch.cat([first[longer], second], 1), whole[0][longer])
 
 
 def test_strided_input_and_one_row(spec: dict[str, Any]) -> None:

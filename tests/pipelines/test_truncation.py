@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipelines.data import Data
-from pipelines.module import Learner
+from pipelines.module import Learner, Reader
 from seqapp.errors import ConfigError, SeqappError
 from seqapp.tasks import TASKS
 from tests.pipelines import toys
@@ -31,24 +31,26 @@ def learner(truncated: bool = True, layer: str = "elman") -> tuple[Learner, Toy]
 
 def test_a_piece_goes_on_from_the_piece_before() -> None:
     made, task = learner()
+    read = Reader(task, made.model, carried=True)
     pieces = list(task.chunks(task.collate(ROWS), 3))
     assert [piece.lengths.tolist() for piece in pieces] == [[3, 3, 3, 1], [3, 2], [3]]
     wanted = toys.losses(made.model, task, pieces)
-    got = [made._piece_loss(piece)[0] for piece in pieces]
+    got = [read(piece)[0] for piece in pieces]
     torch.testing.assert_close(torch.stack(got), torch.stack(wanted))
     # Another first piece, another loss of the second; and a fresh piece forgets what was before.
-    made._piece_loss(pieces[0]._replace(values=pieces[0].values + 1))
-    assert made._piece_loss(pieces[1])[0] != got[1]
-    assert made._piece_loss(pieces[0])[0] == got[0]
+    read(pieces[0]._replace(values=pieces[0].values + 1))
+    assert read(pieces[1])[0] != got[1]
+    assert read(pieces[0])[0] == got[0]
 
 
 def test_the_gradient_stops_at_the_border_of_a_piece() -> None:
     made, task = learner()
+    read = Reader(task, made.model, carried=True)
     pieces = list(task.chunks(task.collate(ROWS), 3))
-    made._piece_loss(pieces[0])
-    before = made._carry
+    read(pieces[0])
+    before = read.carry
     assert before.grad_fn is None
-    made._piece_loss(pieces[1])[0].backward()
+    read(pieces[1])[0].backward()
     cut = [parameter.grad.clone() for parameter in made.model.parameters()]
     made.model.zero_grad()
     task.loss_carried(made.model, pieces[1], before[:2])[0].backward()
@@ -61,10 +63,11 @@ def test_the_gradient_stops_at_the_border_of_a_piece() -> None:
 @pytest.mark.parametrize("layer", ["elman", "lstm", "gru"])
 def test_every_leaf_of_a_carry_is_cut_and_trimmed(layer: str) -> None:
     made, task = learner(layer=layer)
+    read = Reader(task, made.model, carried=True)
     for piece in task.chunks(task.collate(ROWS), 2):
-        loss, _ = made._piece_loss(piece)
+        loss, _ = read(piece)
         assert loss.isfinite()
-        leaves = made._carry if isinstance(made._carry, tuple) else (made._carry,)
+        leaves = read.carry if isinstance(read.carry, tuple) else (read.carry,)
         assert all(len(leaf) == len(piece.lengths) and not leaf.requires_grad for leaf in leaves)
 
 

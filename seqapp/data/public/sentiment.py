@@ -1,7 +1,4 @@
-"""Public data sets: where each comes from, what its files must be, and how they become splits.
-
-Nothing is downloaded while a source is built: ``seqapp data fetch NAME`` does that, once and when asked.
-"""
+"""Movie reviews with labels: SST, MR and IMDb."""
 
 from __future__ import annotations
 
@@ -14,69 +11,24 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from seqapp.data.download import MIRROR_VARIABLE, Content, Progress, RemoteFile, accepted, cache_dir, fetch
+from seqapp.data.download import Content, RemoteFile
+from seqapp.data.public.catalogue import PUBLIC, PublicDataset, fetched_files, packed
 from seqapp.data.splits import SOURCES, LabelledText, Splits, split_by_group
 from seqapp.errors import DataError
-from seqapp.registry import Count, InvalidOption, Share, Size, suggest
+from seqapp.registry import Count, InvalidOption, Share, Size
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class PublicDataset:
-    """One entry of the catalogue.
-
-    Args:
-        name: as in ``seqapp data fetch NAME``, and the kind of the data source.
-        title: in full.
-        task: what it is good for.
-        examples: how many, in words.
-        licence: a note on what it may be used for.
-        citation: the paper to cite.
-        homepage: of the publisher.
-        files: what to fetch; the first accepted version of each is the publisher's.
-    """
-
-    name: str
-    title: str
-    task: str
-    examples: str
-    licence: str
-    citation: str
-    homepage: str
-    files: tuple[RemoteFile, ...]
-
-
-@dataclass(frozen=True)
-class DatasetRow:
-    """One line of ``seqapp data list``; ``size`` is in bytes."""
-
-    name: str
-    title: str
-    examples: str
-    size: int
-    licence: str
-    fetched: bool
-
-
-def _packed(url: str, *members: tuple[str, int, str]) -> tuple[RemoteFile, ...]:
-    return tuple(
-        RemoteFile(member.rpartition("/")[2], url, (Content(f"sha256:{sha256}", size),), member)
-        for member, size, sha256 in members
-    )
-
-
-_SST_FILES = _packed(
+_SST_FILES = packed(
     "https://nlp.stanford.edu/sentiment/trainDevTestTrees_PTB.zip",
     ("trees/train.txt", 2160058, "e2f3f41b0b1e6d4dddc0effe3bfc2d27ed8928079aa9a03d652311614fc5feb7"),
     ("trees/dev.txt", 280825, "0e9336aed6e4730e19f58d00a77b3f0297efdb755f7b5e598c98a05e3f97ea40"),
     ("trees/test.txt", 559614, "6e54806dee95cf80cd918e7dfb3f6770f6df24bf826f289a4d1f709e1c8f6761"),
 )
-_MR_FILES = _packed(
+_MR_FILES = packed(
     "https://www.cs.cornell.edu/people/pabo/movie-review-data/rt-polaritydata.tar.gz",
     ("rt-polaritydata/rt-polarity.neg", 612256, "4ace77d558c3714723843f1d65b60c01e3417b208180f0728808d76ad0eeeaca"),
     ("rt-polaritydata/rt-polarity.pos", 626139, "2da124ec187a9d5a29c9f04e91c540e02baed5af8868f550a26bd6fd4dbf8bf0"),
@@ -91,75 +43,38 @@ _IMDB_FILE = RemoteFile(
     ),
 )
 
-PUBLIC: dict[str, PublicDataset] = {
-    "sst": PublicDataset(
-        name="sst",
-        title="Stanford Sentiment Treebank",
-        task="text classification",
-        examples="8,544 / 1,101 / 2,210 sentences in five classes; 6,920 / 872 / 1,821 in two",
-        licence="for research; the publisher names no licence",
-        citation="Socher et al. 2013, Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank",
-        homepage="https://nlp.stanford.edu/sentiment/",
-        files=_SST_FILES,
-    ),
-    "mr": PublicDataset(
-        name="mr",
-        title="Movie review sentences (rt-polarity 1.0)",
-        task="text classification",
-        examples="10,662 sentences in two classes, split into folds",
-        licence="for research; the publisher names no licence",
-        citation="Pang and Lee 2005, Seeing Stars: Exploiting Class Relationships for Sentiment Categorization",
-        homepage="https://www.cs.cornell.edu/people/pabo/movie-review-data/",
-        files=_MR_FILES,
-    ),
-    "imdb": PublicDataset(
-        name="imdb",
-        title="Large Movie Review Dataset 1.0",
-        task="text classification",
-        examples="25,000 / 25,000 reviews in two classes; validation is taken out of training",
-        licence="for research; cite Maas et al. 2011",
-        citation="Maas et al. 2011, Learning Word Vectors for Sentiment Analysis",
-        homepage="https://ai.stanford.edu/~amaas/data/sentiment/",
-        files=(_IMDB_FILE,),
-    ),
-}
+PUBLIC["sst"] = PublicDataset(
+    name="sst",
+    title="Stanford Sentiment Treebank",
+    task="text classification",
+    examples="8,544 / 1,101 / 2,210 sentences in five classes; 6,920 / 872 / 1,821 in two",
+    licence="for research; the publisher names no licence",
+    citation="Socher et al. 2013, Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank",
+    homepage="https://nlp.stanford.edu/sentiment/",
+    files=_SST_FILES,
+)
 
+PUBLIC["mr"] = PublicDataset(
+    name="mr",
+    title="Movie review sentences (rt-polarity 1.0)",
+    task="text classification",
+    examples="10,662 sentences in two classes, split into folds",
+    licence="for research; the publisher names no licence",
+    citation="Pang and Lee 2005, Seeing Stars: Exploiting Class Relationships for Sentiment Categorization",
+    homepage="https://www.cs.cornell.edu/people/pabo/movie-review-data/",
+    files=_MR_FILES,
+)
 
-def fetch_dataset(
-    name: str, *, mirror: str | Path | None = None, cache: Path | None = None, progress: Progress | None = None
-) -> Path:
-    """Fetch the public data set ``name`` and return the folder that holds it.
-
-    Args:
-        name: a key of ``PUBLIC``.
-        mirror: a folder or http(s) address to fetch from; by default what ``SEQAPP_DATA_MIRROR`` names, or else the
-            publisher.
-        cache: root of the cache; ``cache_dir()`` by default.
-        progress: called with the file name, the bytes done, and the bytes in all or None.
-
-    Raises:
-        DataError: if there is no such data set, or it cannot be fetched, verified or stored.
-    """
-    if name not in PUBLIC:
-        raise DataError(f"no public data set is called {name!r}; {suggest(name, list(PUBLIC))}")
-    mirror = mirror or os.environ.get(MIRROR_VARIABLE)
-    return fetch(name, PUBLIC[name].files, cache=cache, mirror=mirror, progress=progress)
-
-
-def describe_datasets(cache: Path | None = None) -> list[DatasetRow]:
-    """A row for each public data set.
-
-    Args:
-        cache: root of the cache; ``cache_dir()`` by default.
-    """
-    rows = []
-    for name, dataset in PUBLIC.items():
-        paths = [((cache or cache_dir()) / name / file.name, file.accepts) for file in dataset.files]
-        # sizes tell enough for a list; contents are verified whenever a source is built
-        fetched = all(path.is_file() and path.stat().st_size in {one.size for one in fits} for path, fits in paths)
-        size = sum(path.stat().st_size if fetched else fits[0].size for path, fits in paths)
-        rows.append(DatasetRow(name, dataset.title, dataset.examples, size, dataset.licence, fetched))
-    return rows
+PUBLIC["imdb"] = PublicDataset(
+    name="imdb",
+    title="Large Movie Review Dataset 1.0",
+    task="text classification",
+    examples="25,000 / 25,000 reviews in two classes; validation is taken out of training",
+    licence="for research; cite Maas et al. 2011",
+    citation="Maas et al. 2011, Learning Word Vectors for Sentiment Analysis",
+    homepage="https://ai.stanford.edu/~amaas/data/sentiment/",
+    files=(_IMDB_FILE,),
+)
 
 
 @SOURCES.register("sst")
@@ -176,7 +91,7 @@ def sst(labels: Literal["binary", "fine"] = "binary", phrases: bool = True) -> S
     Raises:
         DataError: if the data set has not been fetched, or a tree is malformed.
     """
-    folder, _ = _fetched("sst")
+    folder, _ = fetched_files("sst")
     return read_sst(folder, labels, phrases)
 
 
@@ -192,7 +107,7 @@ def mr(folds: Size = 10, fold: Count = 0) -> Splits[LabelledText]:
         DataError: if the data set has not been fetched.
         InvalidOption: if there is no such fold.
     """
-    folder, _ = _fetched("mr")
+    folder, _ = fetched_files("mr")
     return read_mr(folder, folds, fold)
 
 
@@ -212,24 +127,12 @@ def imdb(validation_share: Share = 0.2, seed: Count = 0) -> Splits[LabelledText]
     """
     if validation_share >= 1:
         raise InvalidOption(("validation_share",), "takes less than 1, or nothing is left to train on")
-    folder, (version,) = _fetched("imdb")
+    folder, (version,) = fetched_files("imdb")
     parsed = folder / f"parsed-1-{version.checksum.replace(':', '-')}.jsonl.gz"
     return read_imdb(folder / "aclImdb_v1.tar.gz", parsed, validation_share, seed)
 
 
-def _fetched(name: str) -> tuple[Path, list[Content]]:
-    """The folder of a data set, and which version of each file it holds."""
-    folder, versions = cache_dir() / name, []
-    for file in PUBLIC[name].files:
-        version = accepted(folder / file.name, file)
-        if version is None:
-            state = "damaged" if (folder / file.name).exists() else "not there"
-            raise DataError(f"data set {name!r}: {folder / file.name} is {state}; run: seqapp data fetch {name}")
-        versions.append(version)
-    return folder, versions
-
-
-def _without_leaks(
+def without_leaks(
     name: str, train: Sequence[LabelledText], validation: Sequence[LabelledText], test: Sequence[LabelledText]
 ) -> Splits[LabelledText]:
     held = {example.text for example in test}
@@ -327,7 +230,7 @@ def read_sst(folder: Path, labels: Literal["binary", "fine"] = "binary", phrases
                 distinct.setdefault(text, label)
         train = list(distinct.items())
     name = f"sst {labels}, {'phrases' if phrases else 'sentences'}"
-    return _without_leaks(name, named(train), named(validation), named(test))
+    return without_leaks(name, named(train), named(validation), named(test))
 
 
 def read_mr(folder: Path, folds: int = 10, fold: int = 0) -> Splits[LabelledText]:
@@ -420,4 +323,4 @@ def read_imdb(archive: Path, parsed: Path, validation_share: float = 0.2, seed: 
     train, validation = split_by_group(published, lambda review: review.movie, shares, seed)
     test = [review for review in reviews if review.split == "test"]
     examples = ([LabelledText(review.text, review.label) for review in part] for part in (train, validation, test))
-    return _without_leaks(f"imdb, {validation_share:g} of training for validation, seed {seed}", *examples)
+    return without_leaks(f"imdb, {validation_share:g} of training for validation, seed {seed}", *examples)
