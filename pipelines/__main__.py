@@ -91,7 +91,7 @@ def baseline(
 @app.command()
 def evaluate(
     model: Model,
-    data: Annotated[Path, typer.Option(help="labelled file: CSV, TSV, JSONL or Parquet")],
+    data: Annotated[Path, typer.Option(help="labelled file: CSV, TSV, JSONL or Parquet; for a language model a text")],
     text: Annotated[str | None, typer.Option(help="column of the text, if not 'text'")] = None,
     label: Annotated[str | None, typer.Option(help="column of the label, if not 'label'")] = None,
     encoding: Annotated[str | None, typer.Option(help="of the file, if not utf-8")] = None,
@@ -99,8 +99,12 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="another choice that files of the task have, such as targets=answers"),
     ] = None,
+    dynamic: Annotated[
+        float | None,
+        typer.Option(metavar="RATE", help="language models: also let it learn from what it has read, such as 1e-4"),
+    ] = None,
 ) -> None:
-    """Measure MODEL on a labelled file; JSON on standard output."""
+    """Measure MODEL on a file with the right answers; JSON on standard output."""
     from pipelines import run
     from seqapp import bundle
     from seqapp.references import resolve
@@ -112,7 +116,7 @@ def evaluate(
         if not equals or not name:
             raise SeqappError(f"--column: {choice!r} is not of the form NAME=VALUE, such as targets=answers")
         columns[name] = value
-    figures = run.evaluate(bundle.load(resolve(model).path), data, **columns)
+    figures = run.evaluate(bundle.load(resolve(model).path), data, dynamic=dynamic, **columns)
     print(json.dumps({**figures, "model": model}, indent=1, ensure_ascii=False, allow_nan=False))
 
 
@@ -162,7 +166,8 @@ def generate(
     n: Annotated[int, typer.Option("--n", "-n", help="completions wanted")] = 1,
     seed: Annotated[int | None, typer.Option(help="equal seeds give equal texts")] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="divides the logits; 0 takes the likeliest token; 0.8 where nothing is searched")
+        float | None,
+        typer.Option(help="divides the logits; 0 is greedy; 0.8 unless beams search"),
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="only the k likeliest tokens")] = None,
     top_p: Annotated[float, typer.Option(help="only the likeliest tokens that make up this share")] = 1.0,

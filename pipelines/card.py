@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,6 +68,7 @@ def model_card(
     command: str,
     machine: Mapping[str, Any],
     source: Mapping[str, str],
+    sample: str | None = None,
 ) -> str:
     """Markdown.
 
@@ -85,6 +87,7 @@ def model_card(
         command: what was typed.
         machine: what it ran on.
         source: the git commit, if known.
+        sample: what the model says by itself, if anything.
     """
     scores = {split: {key: value for metric in total.values() for key, value in metric.scores().items()}
               for split, total in totals.items()}  # fmt: skip
@@ -111,6 +114,8 @@ def model_card(
     commit = source.get("git_commit", "unknown") + (
         " with uncommitted changes" if source.get("git_dirty") == "true" else ""
     )
+    # Indented, since a sample may hold any fence.
+    said = f"## What it says\n\n{textwrap.indent(sample.strip(), '    ')}\n\n" if sample else ""
     return f"""# {name}
 
 {task.describe()}
@@ -136,7 +141,7 @@ def model_card(
 {config.dump(resolved).strip()}
 ```
 
-## Limits
+{said}## Limits
 
 {task.limits}
 

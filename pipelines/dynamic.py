@@ -37,8 +37,8 @@ def dynamic_scores(
     model: LanguageModel,
     stream: Stream,
     *,
-    learning_rate: float = 1e-4,
-    decay: float = 1e-3,
+    learning_rate: float = 3e-4,
+    decay: float = 1e-4,
     steps: int = 32,
     rule: Literal["rms", "sgd"] = "rms",
     epsilon: float = 1e-5,
@@ -168,6 +168,8 @@ def _segments(model: LanguageModel, stream: Stream, steps: int) -> Iterator[tupl
         with torch.enable_grad():
             x, carry = model(batch.inputs.to(device), None, carry)
             loss = model.head.loss(x[0], batch.targets[0].to(device))
+            if not loss.isfinite():
+                raise NotFinite(f"the loss is {loss.item()}")
             gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
         carry = map_carry(Tensor.detach, carry)
         yield batch, loss.detach(), gradients

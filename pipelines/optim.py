@@ -47,25 +47,33 @@ class AdamWByRow(AdamW):
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
         state["step"] += 1
         rows, g = _touched(table)
-        (beta1, beta2), count = group["betas"], float(state["step"])
-        mean = state["exp_avg"][rows].lerp_(g, 1 - beta1)
-        square = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        state["exp_avg"][rows], state["exp_avg_sq"][rows] = mean, square
-        size = square.div_(1 - beta2**count).sqrt_().add_(group["eps"])
-        kept = table[rows].mul_(1 - group["lr"] * group["weight_decay"])
-        table[rows] = kept.addcdiv_(mean, size, value=-group["lr"] / (1 - beta1**count))
+        (beta1, beta2), count, rate = group["betas"], float(state["step"]), group["lr"]
+        # These copy rows several times faster than indexing with brackets does.
+        mean = state["exp_avg"].index_select(0, rows).lerp_(g, 1 - beta1)
+        square = state["exp_avg_sq"].index_select(0, rows).mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        state["exp_avg"].index_copy_(0, rows, mean)
+        state["exp_avg_sq"].index_copy_(0, rows, square)
+        change = mean.div_(square.div_(1 - beta2**count).sqrt_().add_(group["eps"])).mul_(-rate / (1 - beta1**count))
+        if group["weight_decay"]:
+            change.add_(table.index_select(0, rows), alpha=-rate * group["weight_decay"])
+        table.index_add_(0, rows, change)
 
 
 def _touched(table: Tensor) -> tuple[Tensor, Tensor]:
     """Rows (M,) of the gradient that are not zero, each once, and what is in them, (M, ...)."""
     gradient: Any = table.grad
     if not gradient.is_sparse:
-        rows = gradient.flatten(1).any(1).nonzero()[:, 0] if gradient.dim() > 1 else gradient.nonzero()[:, 0]
-        return rows, gradient[rows]
+        rows = _not_zero(gradient)
+        return rows, gradient.index_select(0, rows)
     gradient = gradient.coalesce()
     rows, values = gradient.indices()[0], gradient.values()
-    used = values.reshape(len(rows), -1).any(1)
-    return (rows, values) if bool(used.all()) else (rows[used], values[used])
+    used = _not_zero(values)
+    return (rows, values) if len(used) == len(rows) else (rows[used], values[used])
+
+
+def _not_zero(values: Tensor) -> Tensor:
+    """Places in the first dimension where any value is not zero."""
+    return values[:, None].flatten(1).abs().amax(1).nonzero()[:, 0]
 
 
 def total_norm(parameters: Iterable[Tensor]) -> Tensor:

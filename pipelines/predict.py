@@ -49,9 +49,10 @@ def predict_file(
 ) -> Iterator[dict[str, Any]]:
     """One record a row: the line it came from and the answer, or an "error".
 
-    Where all that the task needs is a text, a row is a text: a line, or one column of a table. Otherwise it is the
-    fields of ``task.Input``: a JSON object a line, or the columns of a table of the same names; further columns are
-    passed over, a cell may hold a list as JSON, and an empty cell is a value that was not given.
+    Where the task's inputs can be a bare text (``task.line_field``), a line is one, and where they need nothing else, so
+    is one column of a table. Otherwise a row is the fields of ``task.Input``: a JSON object a line, or the columns of a
+    table of the same names; further columns are passed over, a cell may hold a list as JSON, and an empty cell is a
+    value that was not given.
 
     Args:
         loaded: a bundle.
@@ -65,14 +66,20 @@ def predict_file(
     """
     fields = loaded.task.Input.model_fields
     needed = [name for name, field in fields.items() if field.is_required()]
-    plain = needed == ["text"] and fields["text"].annotation is str
-    if text is not None and not plain:
+    bare = loaded.task.line_field
+    alone = bare is not None and needed == [bare]
+    if text is not None and not alone:
         raise ConfigError(f"the task {loaded.manifest.task!r} takes no text but {', '.join(fields)}; columns of these "
                           "names fit, without --text")  # fmt: skip
     lines: list[int] = []
 
     def inputs() -> Iterator[Any]:
-        rows = _texts(file, text or "text", encoding) if plain else _records(file, encoding, loaded.task.Input)
+        if bare is not None and (alone or not _is_table(file)):
+            rows: Iterator[tuple[int, Any]] = (
+                (line, {bare: value}) for line, value in _texts(file, text or bare, encoding)
+            )
+        else:
+            rows = _records(file, encoding, loaded.task.Input)
         for line, values in rows:
             lines.append(line)
             yield _input(loaded.task.Input, values, len(lines) - 1)
@@ -94,15 +101,14 @@ def _input(kind: type[BaseModel], values: Mapping[str, Any] | str, index: int) -
         return InputError(index, "; ".join(told[:3]) + (f"; and {len(told) - 3} more" if len(told) > 3 else ""))
 
 
-def _texts(file: str, column: str, encoding: str) -> Iterator[tuple[int, dict[str, str]]]:
+def _texts(file: str, column: str, encoding: str) -> Iterator[tuple[int, str]]:
     if _is_table(file):
         for row in read_rows(Path(file), encoding=encoding):
             if column not in row.values:
                 raise DataError(f"{file}:{row.line}: no column {column!r}; {suggest(column, list(row.values))}")
-            yield row.line, {"text": str(row.values[column] if row.values[column] is not None else "")}
+            yield row.line, str(row.values[column] if row.values[column] is not None else "")
     else:
-        for number, line in _lines(file, encoding):
-            yield number, {"text": line}
+        yield from _lines(file, encoding)
 
 
 def _records(file: str, encoding: str, kind: type[BaseModel]) -> Iterator[tuple[int, dict[str, Any] | str]]:

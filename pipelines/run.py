@@ -26,6 +26,7 @@ from pipelines import figures, tracking
 from pipelines.baselines import BASELINES, BaselineResult, run_baseline
 from pipelines.card import intervals, model_card, network_of
 from pipelines.data import Data
+from pipelines.dynamic import dynamic_scores
 from pipelines.module import Learner, Reader, running_average
 from pipelines.options import SECTIONS, Training
 from pipelines.tracking import Stopped
@@ -35,6 +36,7 @@ from seqapp.bundle import Bundle
 from seqapp.data.splits import SOURCES, LabelledText, Splits
 from seqapp.errors import BundleError, ConfigError, DataError, SeqappError
 from seqapp.metrics import Confusion, Metric
+from seqapp.models.language_model import LanguageModel
 from seqapp.nn.recurrent import NotFinite
 from seqapp.references import connect, tracking_uri
 from seqapp.tasks import TASKS, InputError, Task
@@ -169,6 +171,7 @@ def train(
             command=" ".join(["seqapp", *sys.argv[1:]]),
             machine=tracking.machine(),
             source=tracking.source_tags(),
+            sample=task.sample(model),
         )
         golden = [task.as_input(example) for example in splits.validation[:GOLDEN]]
         bundle.save(
@@ -244,23 +247,28 @@ def measure(task: Task[Any, Any], model: nn.Module, data: Data, items: Any) -> d
     return totals
 
 
-def evaluate(loaded: Bundle, path: Path, **columns: Any) -> dict[str, Any]:
-    """The figures of a bundle on a user's labelled file, ready for JSON.
+def evaluate(loaded: Bundle, path: Path, *, dynamic: float | None = None, **columns: Any) -> dict[str, Any]:
+    """The figures of a bundle on a user's file, ready for JSON.
 
     Args:
         loaded: a bundle.
         path: the file.
+        dynamic: for a language model that reads a stream: also the figures when it goes on learning from what it has
+            been scored on, at this learning rate (see :mod:`pipelines.dynamic`).
         columns: which columns hold what; some of the task's ``file_options``.
 
     Returns:
         ``examples``, every score of the task, ``NAME_interval_95`` for a score that is a share of the examples, and
-        ``confusion`` where the task chooses between classes.
+        ``confusion`` where the task chooses between classes. ``dynamic`` holds the scores of a dynamic evaluation.
 
     Raises:
         DataError: naming file and line.
         ConfigError: if the task's files have no such option.
     """
     task = loaded.task
+    if dynamic is not None and not (task.streams and isinstance(loaded.model, LanguageModel)):
+        raise ConfigError(f"{loaded.path}: dynamic evaluation is for language models that read a stream, not for the "
+                          f"task {loaded.manifest.task!r} of this model")  # fmt: skip
     for name in columns:
         if name not in task.file_options:
             raise ConfigError(f"files of the task {loaded.manifest.task!r} have no option {name!r}; "
@@ -280,6 +288,10 @@ def evaluate(loaded: Bundle, path: Path, **columns: Any) -> dict[str, Any]:
     if odd := [name for name, value in scores.items() if not math.isfinite(value)]:
         raise _unanswered(loaded, path, examples, f"{', '.join(odd)}: not finite")
     certain = intervals(task, totals, len(examples))
+    learned: dict[str, Any] = {}
+    if dynamic is not None:
+        assert isinstance(loaded.model, LanguageModel)
+        learned = {"dynamic": metrics.read(dynamic_scores(loaded.model, data.validation_items, learning_rate=dynamic))}
     return {
         "model": str(loaded.path),
         "data": str(path),
@@ -287,6 +299,7 @@ def evaluate(loaded: Bundle, path: Path, **columns: Any) -> dict[str, Any]:
         **scores,
         **{f"{name}_interval_95": list(bounds) for name, bounds in certain.items()},
         **_confusions({"confusion": totals}),
+        **learned,
     }
 
 

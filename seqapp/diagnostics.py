@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from seqapp.nn.cells import NARX, Jordan, StateSpace
-from seqapp.nn.recurrent import Carry, Recurrent, Variational, map_carry, select
+from seqapp.nn.recurrent import Carry, Recurrent, Variational, WeightDropout, map_carry, select
 
 EXACT_UP_TO = 512
 """Values of a carry up to which step Jacobians are formed; beyond, probes are pulled back instead."""
@@ -434,6 +434,8 @@ def gate_saturation(
     if isinstance(layer, Variational):
         # Its masks are ones outside training, so the layer inside reads the very x.
         return gate_saturation(layer.layer, x, lengths, None if carry is None else carry[0])
+    if isinstance(layer, WeightDropout):
+        return gate_saturation(layer.layer, x, lengths, carry)
     gates: Callable[[Carry, Tensor], dict[str, Tensor]] | None = getattr(layer, "gates", None)
     if not callable(gates):
         return {}

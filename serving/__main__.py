@@ -22,7 +22,7 @@ from seqapp.errors import SeqappError
 from serving.settings import Settings
 
 if TYPE_CHECKING:
-    from serving.models import Models
+    from serving.models import LiveModel, Models
 
 
 class StartError(Exception):
@@ -170,11 +170,21 @@ def _welcome(models: Models, url: str, settings: Settings) -> str:
     for model in models:
         version = f"version {model.reference.version}" if model.reference.version else ""
         alias = f"@{model.reference.alias}" if model.reference.alias else ""
-        split = next((split for split in ("test", "validation") if "accuracy" in model.scores.get(split, {})), None)
-        accuracy = f"{model.scores[split]['accuracy']:.1%} {split} accuracy" if split else "no accuracy known"
-        lines.append(f"  {model.id:<{width}}  {', '.join(filter(None, (model.task, version, alias, accuracy)))}")
+        lines.append(f"  {model.id:<{width}}  {', '.join(filter(None, (model.task, version, alias, _figure(model))))}")
     lines += [f"playground  {url}/"] + ([f"documents   {url}{settings.docs_url}"] if settings.docs_url else [])
     return "\n".join([*lines, "Ctrl+C stops it."])
+
+
+def _figure(model: LiveModel) -> str:
+    """The score that chose the model's weights, as a person reads it."""
+    task = model.bundle.task
+    name = task.selection[0]
+    split = next((split for split in ("test", "validation") if name in model.scores.get(split, {})), None)
+    title = task.titles.get(name, name)
+    if split is None:
+        return f"no {title} known"
+    value = model.scores[split][name]
+    return f"{value:.1%} {split} {title}" if name in task.shares else f"{value:.3f} {split} {title}"
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

@@ -16,11 +16,11 @@ from seqapp import __version__
 from serving import problems
 from serving.envelope import Envelope
 from serving.models import Models
-from serving.routes import health, models, sentiment
+from serving.routes import completions, health, models, sentiment
 from serving.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
-ROUTES = (sentiment, models, health)
+ROUTES = (sentiment, completions, models, health)
 ANSWERED = frozenset(str(module.TASK) for module in ROUTES if hasattr(module, "TASK"))
 """The tasks whose models some route asks."""
 
@@ -47,7 +47,8 @@ def create_app(settings: Settings, live: Models) -> FastAPI:
     app = _App(
         title="seqapp",
         summary="Small recurrent sequence models over HTTP",
-        description="Errors are `application/problem+json` (RFC 9457). `X-Request-Id` comes back as it was sent, "
+        description='Errors are `application/problem+json` (RFC 9457), and `{"error": {...}}` under '
+        "`/v1/completions`. `X-Request-Id` comes back as it was sent, "
         "or as a new one.",
         version=__version__,
         docs_url=settings.docs_url,

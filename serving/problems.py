@@ -1,4 +1,4 @@
-"""Every error as RFC 9457 ``application/problem+json``."""
+"""Every error as RFC 9457 ``application/problem+json``, or in OpenAI's shape where its clients call."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
@@ -22,6 +22,8 @@ from serving.models import UnknownModel
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+COMPLETIONS = "/v1/completions"
+"""The path whose clients expect OpenAI's errors."""
 MOST_ERRORS = 20
 """Field errors listed in one answer; a hostile body can hold a million."""
 
@@ -43,6 +45,21 @@ class Problem(BaseModel):
     instance: str = Field(description="the path that was called")
     request_id: str = Field(description="the `X-Request-Id` of the answer; the server's log has it too")
     errors: list[FieldError] = Field(default=[], description="the fields that are wrong, if fields are")
+
+
+class OpenAIError(BaseModel):
+    """What was wrong, in the words of OpenAI's interface."""
+
+    message: str = Field(description="what was wrong, and what would fit, for a person")
+    type: Literal["invalid_request_error", "server_error"] = Field(description="whose fault it is")
+    param: str | None = Field(description="the first field that is wrong, if fields are", examples=["temperature"])
+    code: str = Field(description="what a program should look at", examples=["model_not_found"])
+
+
+class OpenAIProblem(BaseModel):
+    """An error as OpenAI's clients read it."""
+
+    error: OpenAIError
 
 
 class Kind(NamedTuple):
@@ -107,6 +124,27 @@ def misfit(problems: Mapping[str, str]) -> PydanticCustomError:
     return PydanticCustomError("misfit", "the value does not fit", {"problems": dict(problems)})
 
 
+def texts(value: Any, element: str = "text") -> Any:
+    """Check a field that takes a text or a list of texts, for a validator that runs before pydantic's own.
+
+    The two halves of a union would each complain; a person wants one complaint, about the wrong element.
+
+    Args:
+        value: what was sent.
+        element: what the list holds, in the singular.
+    """
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise misfit({"": f"a text or a list of texts fits, not {json_type(value)}"})
+    if not value:
+        raise misfit({"": f"the list is empty; one {element} or more fits"})
+    wrong = {f"[{index}]": one for index, one in enumerate(value) if not isinstance(one, str)}
+    if wrong:
+        raise misfit({place: f"a text fits, not {json_type(one)}" for place, one in wrong.items()})
+    return value
+
+
 def json_type(value: Any) -> str:
     """What a person who wrote JSON calls the type of ``value``."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "null"}
@@ -121,21 +159,35 @@ def fields(*errors: tuple[str, str]) -> ProblemError:
 
 def respond(scope: Scope, error: HTTPException) -> Response:
     """``error`` as a response to the request of ``scope``."""
-    if isinstance(error, ProblemError):
-        kind, (status, title) = f"urn:problem-type:seqapp:{error.kind}", KINDS[error.kind]
-    else:
-        kind, status, title = "about:blank", error.status_code, HTTPStatus(error.status_code).phrase
-    problem = Problem(
-        type=kind,
-        title=title,
-        status=status,
-        detail=str(error.detail),
-        instance=quote(scope["path"], errors="replace"),
-        request_id=scope["state"]["request_id"],
-        errors=error.errors if isinstance(error, ProblemError) else [],
-    )
+    status, media_type, answer = render(scope["path"], error, scope["state"]["request_id"])
     # json.dumps writes ASCII, so a lone surrogate that a client sent and a detail repeats cannot break the answer.
-    return Response(json.dumps(problem.model_dump()), status, error.headers, MEDIA_TYPE)
+    return Response(json.dumps(answer.model_dump()), status, error.headers, media_type)
+
+
+def render(path: str, error: HTTPException, request_id: str) -> tuple[int, str, BaseModel]:
+    """Status, media type and body of ``error`` at ``path``."""
+    kind, errors = (error.kind, error.errors) if isinstance(error, ProblemError) else (None, [])
+    if path.rstrip("/") == COMPLETIONS:
+        # OpenAI knows no 422; its clients show the message of a 400 to a person.
+        status = 400 if error.status_code == 422 else error.status_code
+        code = "model_not_found" if kind == "unknown-model" else (kind or HTTPStatus(status).name.lower())
+        wrong = OpenAIError(
+            message=str(error.detail),
+            type="invalid_request_error" if status < 500 else "server_error",
+            param=errors[0].field if errors else "model" if kind == "unknown-model" else None,
+            code=code.replace("-", "_"),
+        )
+        return status, "application/json", OpenAIProblem(error=wrong)
+    problem = Problem(
+        type=f"urn:problem-type:seqapp:{kind}" if kind else "about:blank",
+        title=KINDS[kind].title if kind else HTTPStatus(error.status_code).phrase,
+        status=error.status_code,
+        detail=str(error.detail),
+        instance=quote(path, errors="replace"),
+        request_id=request_id,
+        errors=errors,
+    )
+    return problem.status, MEDIA_TYPE, problem
 
 
 def install(app: FastAPI) -> None:
@@ -154,34 +206,38 @@ def install(app: FastAPI) -> None:
         return respond(request.scope, ProblemError("unknown-model", str(error)))
 
 
-def documented(*kinds: str) -> dict[int | str, dict[str, Any]]:
-    """The ``responses`` of a route that may answer with ``kinds``, for the OpenAPI document."""
+def documented(
+    *kinds: str,
+    path: str = "/v1/sentiment",
+    wrong: tuple[str, str] = ("inputs[0]", "the text is empty: it holds no word, digit or mark"),
+) -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` of the route at ``path`` that may answer with ``kinds``, for the OpenAPI document.
+
+    Args:
+        kinds: keys of ``KINDS``.
+        path: of the route.
+        wrong: field and detail of the example of an invalid request.
+    """
     responses: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
-        status, title = KINDS[kind]
-        example = Problem(
-            type=f"urn:problem-type:seqapp:{kind}",
-            title=title,
-            status=status,
-            detail="inputs[0]: the text is empty: it holds no word, digit or mark" if status == 422 else title,
-            instance="/v1/sentiment",
-            request_id="5f3d2c0e9a7b4c1d8e6f0a1b2c3d4e5f",
-            errors=[FieldError(field="inputs[0]", detail="the text is empty: it holds no word, digit or mark")]
-            if status == 422
-            else [],
+        title = KINDS[kind].title
+        error = fields(wrong) if kind == "invalid-request" else ProblemError(kind, title)
+        status, media_type, example = render(path, error, "5f3d2c0e9a7b4c1d8e6f0a1b2c3d4e5f")
+        schema = {"$ref": f"#/components/schemas/{type(example).__name__}"}
+        entry = responses.setdefault(
+            status, {"description": title, "content": {media_type: {"schema": schema, "examples": {}}}}
         )
-        content = {
-            "schema": {"$ref": "#/components/schemas/Problem"},
-            "examples": {kind: {"value": example.model_dump()}},
-        }
-        responses[status] = {"description": title, "content": {MEDIA_TYPE: content}}
+        entry["content"][media_type]["examples"][kind] = {"value": example.model_dump()}
     return responses
 
 
 def schemas() -> dict[str, Any]:
     """The OpenAPI components that :func:`documented` refers to."""
-    schema = Problem.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
-    return {**schema.pop("$defs", {}), "Problem": schema}
+    found: dict[str, Any] = {}
+    for model in (Problem, OpenAIProblem):
+        schema = model.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
+        found |= {**schema.pop("$defs", {}), model.__name__: schema}
+    return found
 
 
 def _explained(request: Request, error: HTTPException) -> HTTPException:
@@ -232,6 +288,11 @@ def _validation(request: Request, error: RequestValidationError) -> ProblemError
             found += [
                 (f"{place}{below}".lstrip(".") or "body", text) for below, text in entry["ctx"]["problems"].items()
             ]
+        elif entry["type"] == "value_error" and not place:
+            # A check of how fields fit together begins with the one that it means.
+            field, _, detail = str(entry["ctx"]["error"]).partition(" ")
+            named = isinstance(error.body, dict) and field in error.body
+            found.append((field, detail) if named else ("body", f"{field} {detail}"))
         else:
             given = entry.get("input")
             shown = repr(given[:40]) if isinstance(given, str) else str(given)[:40]

@@ -21,12 +21,20 @@ class Settings(BaseSettings):
     insecure_public: bool = Field(default=False, description="listen beyond this machine although anyone may then call")
     max_items: int = Field(default=128, ge=1, description="most inputs in one request")
     max_characters: int = Field(default=200_000, ge=1, description="longest input")
+    max_completions: int = Field(default=64, ge=1, description="most completions in one request, n of each prompt")
+    max_tokens: int = Field(default=4096, ge=1, description="longest completion, in tokens")
+    max_beam_tokens: int = Field(
+        default=32_768, ge=1, description="most work of one request's beam search: prompts x beam_size x max_tokens"
+    )
     max_bytes: int = Field(default=8 * 1024 * 1024, ge=1, description="largest request body")
     threads: int | None = Field(
         default=None, ge=1, description="threads of one forward pass; none shares the cores out evenly"
     )
     docs_url: str | None = Field(default="/docs", description="path of the interactive documentation")
     access_log: bool = Field(default=True, description="log one line per request")
+    stall_seconds: float = Field(
+        default=60, gt=0, description="how long the reader of a stream may take nothing before it is cut off"
+    )
     shutdown_seconds: int = Field(
         default=10, ge=0, description="how long running requests may finish after a stop signal"
     )

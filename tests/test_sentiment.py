@@ -323,6 +323,7 @@ def test_a_toy_language_is_learned_over_a_distance_of_thirty() -> None:
 NEEDS_MORE = {
     "stack": {"layers": [{"kind": "elman", "hidden_size": 6}]},
     "variational": {"layer": {"kind": "elman", "hidden_size": 6}, "recurrent_dropout": 0.2},
+    "weight_dropout": {"layer": {"kind": "lstm", "hidden_size": 6}},
 }
 
 

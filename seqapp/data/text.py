@@ -22,7 +22,7 @@ from seqapp.data.rows import FOREIGN, Format, encodings_that_fit, read_rows
 from seqapp.data.splits import SOURCES, Splits, remove_shared, split_by_group
 from seqapp.data.tables import read_examples, read_labelled, report, table
 from seqapp.errors import ConfigError, DataError
-from seqapp.registry import Count, Probability, Share
+from seqapp.registry import Count, Probability, Share, suggest
 
 BLOCK = 1 << 17
 """Characters in one passage of a long text, about."""
@@ -406,6 +406,7 @@ def conditioned(
         else []
         for name, path in {"train": train, **given}.items()
     }
+    _check_widths([row for part in parts.values() for row in part])
     remove_shared(parts)
     if shares:
         try:
@@ -414,11 +415,6 @@ def conditioned(
             raise DataError(f"{train}: {error}; more rows, or files of their own, would fit") from None
         parts |= dict(zip(["train", *shares], dealt, strict=True))
         remove_shared(parts)
-    widths = {len(row.numbers): row for part in parts.values() for row in part}
-    if len(widths) > 1:
-        one, other = list(widths.values())[:2]
-        what = f"{len(other.numbers)} numbers, but {len(one.numbers)} in {one.place}"
-        raise DataError(f"{other.place}: {what}; the same number of them everywhere would fit")
     how = [f"{name} {share:g}" for name, share in shares.items()]
     name = ", ".join([f"table {Path(train).name}", *how, *([f"by {group or 'text'}", f"seed {seed}"] if how else [])])
     return Splits(
@@ -450,6 +446,7 @@ def read_conditioned(
     """
     if features or _lists(path, condition, encoding, format):
         rows = _measured(path, text, condition, features, None, encoding, format)
+        _check_widths(rows)
         return [Passage(row.text, True, row.numbers) for row in rows]
     labelled = read_labelled(path, text=text, label=condition, encoding=encoding, format=format)
     return [Passage(one.text, True, one.label) for one in labelled]
@@ -481,8 +478,12 @@ def _measured(
     format: Format | None,
 ) -> list[_Measured]:
     problems, found = [], []
-    rows = read_rows(path, encoding=encoding, format=format)
     examples = read_examples(path, text, "", group, encoding, format, label_required=False)
+    rows = list(read_rows(path, encoding=encoding, format=format))
+    known = list({name: None for row in rows for name in row.values})
+    report(
+        [f"{path}:1: no column is called {name!r}; {suggest(name, known)}" for name in features if name not in known]
+    )
     for example, row in zip(examples, rows, strict=True):
         named = {name: row.values.get(name) for name in features} or {condition: row.values.get(condition)}
         try:
@@ -492,6 +493,13 @@ def _measured(
             problems.append(f"{example.place}: {error}")
     report(problems)
     return found
+
+
+def _check_widths(rows: Sequence[_Measured]) -> None:
+    for row in rows:
+        if len(row.numbers) != len(rows[0].numbers):
+            what = f"{len(row.numbers)} numbers, but {len(rows[0].numbers)} in {rows[0].place}"
+            raise DataError(f"{row.place}: {what}; the same number of them everywhere would fit")
 
 
 def _numbers(column: str, value: object, single: bool) -> Iterator[float]:

@@ -149,7 +149,7 @@ class LinearHead(Head):
     def nll(self, x: Tensor, targets: Tensor) -> Tensor:
         found = []
         for rows, wanted in zip(torch.split(x, 1024), torch.split(targets, 1024), strict=True):
-            width = max(1, self.BLOCK // len(rows))
+            width = max(1, self.BLOCK // max(1, len(rows)))
             log_z, score = [], torch.zeros(())
             for first in range(0, len(self.project.weight), width):
                 part = slice(first, first + width)
@@ -158,7 +158,7 @@ class LinearHead(Head):
                 here = scores.gather(1, (wanted - first).clamp(0, scores.shape[1] - 1)[:, None])[:, 0]
                 score = torch.where(wanted >= first, here, score.to(here))
             found.append(torch.stack(log_z).logsumexp(0) - score)
-        return torch.cat(found) if found else x.new_zeros(0)
+        return torch.cat(found)
 
     def tie(self, weight: Tensor) -> None:
         if weight.shape != self.project.weight.shape:

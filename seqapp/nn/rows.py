@@ -25,10 +25,8 @@ class _TakeRows(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (ids,) = ctx.saved_tensors
-        rows, place = ids.flatten().unique(return_inverse=True)
-        row = ctx.shape[1:]
-        values = gradient.new_zeros(len(rows), *row).index_add_(0, place, gradient.reshape(-1, *row))
-        return torch.sparse_coo_tensor(rows[None], values, ctx.shape, is_coalesced=True, check_invariants=False), None
+        values = gradient.reshape(-1, *ctx.shape[1:])
+        return torch.sparse_coo_tensor(ids.reshape(1, -1), values, ctx.shape, check_invariants=False), None
 
 
 def _take(table: Tensor, ids: Tensor) -> Tensor:
@@ -39,8 +37,8 @@ def _take(table: Tensor, ids: Tensor) -> Tensor:
 def take_rows(table: Tensor, ids: Tensor) -> Tensor:
     """``table[ids]``; its backward pass costs what the rows taken cost, not what the table costs.
 
-    The gradient of the table is a coalesced sparse tensor (COO, over the first dimension) of the rows in ``ids``, each
-    once, equal to the dense gradient there. Uses of one table add up.
+    The gradient of the table is a sparse tensor (COO, over the first dimension) that lists the rows in ``ids``;
+    coalesced, it holds each of them once and equals the dense gradient. Uses of one table add up.
 
     Args:
         table: (V,) or (V, I).

@@ -75,6 +75,8 @@ class Task(ABC, Generic[E, I]):
     """The scores that are shares of something counted, shown in percent."""
     file_options: Sequence[str] = ("encoding",)
     """The keywords that :meth:`read_examples` takes."""
+    line_field: str | None = None
+    """The field of ``Input`` that a bare line of text stands for; None where a line is no input."""
     limits: str = "It answers an input unlike those it was trained on with the same confidence."
     """What a person must not expect of the answers, for the model card."""
     carries: bool = False

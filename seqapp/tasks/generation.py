@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from seqapp.data.batching import pad
 from seqapp.data.streams import Batch, Stream
-from seqapp.data.text import Passage, read_text
+from seqapp.data.text import Passage, read_conditioned, read_text
 from seqapp.data.tokenizers import BOS, EOS, PAD, TOKENIZERS, UNK, Tokenizer
 from seqapp.data.vocabulary import Vocabulary
 from seqapp.decoding import (
@@ -273,6 +273,8 @@ class Piece(BaseModel):
     logprobs: list[ScoredToken] = []
     finish_reason: Literal["stop", "length"] | None = Field(default=None, description="set in the last piece")
     score: float | None = Field(default=None, description="of the whole completion, in the last piece")
+    tokens: int | None = Field(default=None, description="tokens added to the whole completion, in its last piece")
+    prompt_tokens: int | None = Field(default=None, description="tokens of the prompt, in the very first piece")
     notes: list[str] = Field(default=[], description="what a person should know, in the very first piece")
 
 
@@ -337,7 +339,7 @@ class Generation(Task[Passage, Item]):
         "unknown": "unknown tokens",
     }
     shares = ("unknown",)
-    file_options = ("encoding",)
+    line_field = "prompt"
     limits = (
         "It goes on in the manner of the text it was trained on, true or not, and may repeat passages of it word for "
         "word.\nPerplexities compare only between models with the same tokens; bits per character compare between all."
@@ -354,6 +356,13 @@ class Generation(Task[Passage, Item]):
         self.streams = reads == "stream"
         self.conditions = Vocabulary([])
         self.features = 0
+
+    @property
+    def file_options(self) -> Sequence[str]:  # type: ignore[override]
+        """The keywords that :meth:`read_examples` takes."""
+        if self.features or len(self.conditions):
+            return ("text", "condition", "features", "encoding", "format")
+        return ("encoding", "pattern")
 
     @property
     def carries(self) -> bool:  # type: ignore[override]
@@ -505,10 +514,10 @@ class Generation(Task[Passage, Item]):
         return self._stream(model, requests[0])
 
     def _stream(self, model: LanguageModel, request: _Request) -> Iterator[Piece]:
-        notes = request.notes
+        first = {"notes": request.notes, "prompt_tokens": len(request.ids)}
         for piece in self._pieces(model, request):
-            yield piece.model_copy(update={"notes": notes})
-            notes = []
+            yield piece.model_copy(update=first)
+            first = {}
 
     def _pieces(self, model: LanguageModel, request: _Request) -> Iterator[Piece]:
         given = request.given
@@ -517,13 +526,14 @@ class Generation(Task[Passage, Item]):
                 scored = self._score_prompt(model, request)
                 yield from (Piece(index=index, text=given.prompt, logprobs=scored) for index in range(given.n))
             for _, rows, piece in self._sample_texts(model, [request]):
-                score = None if piece.finish_reason is None else rows[piece.index].score
-                yield piece.model_copy(update={"logprobs": _moved(piece.logprobs, given), "score": score})
+                row = rows[piece.index]
+                last = {"score": row.score, "tokens": row.tokens} if row.ended else {}
+                yield piece.model_copy(update={"logprobs": _moved(piece.logprobs, given), **last})
             return
         (output,) = self._search(model, [request])
         for index, one in enumerate(output.completions):
             yield Piece(index=index, text=one.text, logprobs=one.logprobs or [], finish_reason=one.finish_reason,
-                        score=one.score)  # fmt: skip
+                        score=one.score, tokens=one.tokens)  # fmt: skip
 
     def _requests(self, inputs: Sequence[GenerationInput]) -> list[_Request]:
         """Each input encoded and checked against this model.
@@ -795,7 +805,14 @@ class Generation(Task[Passage, Item]):
         self.features = fitted.features
 
     def read_examples(self, path: Path, **columns: Any) -> Sequence[Passage]:  # type: ignore[override]
-        return read_text(path, **columns)
+        if self.streams:
+            return read_text(path, **columns)
+        if not self.features and not len(self.conditions):
+            lines = [passage.text for passage in read_text(path, **columns)]
+            return [Passage(line) for line in "".join(lines).splitlines() if line]
+        if isinstance(columns.get("features"), str):
+            columns["features"] = columns["features"].split(",")
+        return read_conditioned(path, **columns)
 
     def _condition(self, given: str | Sequence[float] | None) -> Tensor | None:
         """(C,) one-hot or features, or None for a model without.

@@ -95,6 +95,7 @@ class Sentiment(Task[LabelledText, Item]):
     titles: Mapping[str, str] = {"nll": "nll (nats per text)", "macro_f1": "macro F1"}
     shares = ("accuracy",)
     file_options = ("text", "label", "encoding", "format")
+    line_field = "text"
     limits = (
         "It knows the language and the kind of text it was trained on, and answers any other text with the same "
         "confidence. It\nreads a text as a whole and does not say what an opinion is about. Its probabilities are not "

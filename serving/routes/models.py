@@ -9,6 +9,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
+from seqapp.tasks.generation import Generation
 from serving.models import LiveModel
 from serving.problems import documented
 from serving.routes import LiveModels
@@ -32,6 +33,10 @@ class ModelInfo(BaseModel):
     metrics: dict[str, dict[str, float]] = Field(
         description="figures per split", examples=[{"test": {"accuracy": 0.81, "nll": 0.61}}]
     )
+    conditions: list[str] = Field(
+        default=[], description="the classes that a generated text may depend on", examples=[["English", "Greek"]]
+    )
+    features: int = Field(default=0, description="how many numbers a generated text depends on")
     card: str = Field(description="link to the model card", examples=["/v1/models/sentiment-bundled/card"])
 
 
@@ -68,6 +73,7 @@ async def model_card(model_id: str, models: LiveModels) -> Response:
 
 
 def _describe(model: LiveModel, default: bool, prefix: str) -> ModelInfo:
+    conditional = model.bundle.task if isinstance(model.bundle.task, Generation) else None
     return ModelInfo(
         id=model.id,
         created=int(model.loaded_at.timestamp()),
@@ -78,5 +84,7 @@ def _describe(model: LiveModel, default: bool, prefix: str) -> ModelInfo:
         default=default,
         parameters=model.bundle.parameters,
         metrics=model.scores,
+        conditions=conditional.conditions.names if conditional else [],
+        features=conditional.features if conditional else 0,
         card=f"{prefix}/v1/models/{quote(model.id)}/card",
     )

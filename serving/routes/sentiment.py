@@ -7,10 +7,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Response
 from pydantic import BaseModel, Field, TypeAdapter, field_validator
 
+from seqapp.data.tokenizers import clean
 from seqapp.tasks import InputError
 from seqapp.tasks.sentiment import SentimentInput, SentimentOutput, TokenWeight
-from serving.problems import Wire, documented, fields, json_type, misfit
-from serving.routes import LiveModels, ServerSettings
+from serving.problems import Wire, documented, fields, texts
+from serving.routes import TIMING, LiveModels, ServerSettings
 
 TASK = "sentiment"
 """The task whose models these routes ask."""
@@ -35,17 +36,7 @@ class SentimentRequest(Wire):
     @field_validator("inputs", mode="before")
     @classmethod
     def _texts(cls, value: Any) -> Any:
-        # The two halves of a union would each complain; a person wants one complaint, about the wrong element.
-        if isinstance(value, str):
-            return value
-        if not isinstance(value, list):
-            raise misfit({"": f"a text or a list of texts fits, not {json_type(value)}"})
-        if not value:
-            raise misfit({"": "the list is empty; one text or more fits"})
-        wrong = {f"[{index}]": one for index, one in enumerate(value) if not isinstance(one, str)}
-        if wrong:
-            raise misfit({place: f"a text fits, not {json_type(one)}" for place, one in wrong.items()})
-        return value
+        return texts(value)
 
 
 class LabelScore(BaseModel):
@@ -92,12 +83,7 @@ _ANSWERS: dict[str, Any] = {
         200: {
             "description": "for one text its labels, the most probable first; for a list of texts one such list each",
             "content": {"application/json": {"examples": _ANSWERS}},
-            "headers": {
-                "Server-Timing": {
-                    "description": "milliseconds: `queue;dur=0.1, model;dur=2.5`",
-                    "schema": {"type": "string"},
-                }
-            },
+            "headers": TIMING,
         },
         **documented(
             "malformed-body",
@@ -114,28 +100,27 @@ async def sentiment(
 ) -> Response:
     """The labels of each text, the most probable first, each with its probability."""
     single = isinstance(request.inputs, str)
-    texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
-    if len(texts) > settings.max_items:
-        raise fields(("inputs", f"{len(texts)} texts are too many; at most {settings.max_items} fit in one request"))
+    given = [request.inputs] if isinstance(request.inputs, str) else request.inputs
+    if len(given) > settings.max_items:
+        raise fields(("inputs", f"{len(given)} texts are too many; at most {settings.max_items} fit in one request"))
     model = models.find(TASK, request.model)
 
     def place(index: int) -> str:
         return "inputs" if single else f"inputs[{index}]"
 
-    long = [index for index, text in enumerate(texts) if len(text) > settings.max_characters]
+    long = [index for index, text in enumerate(given) if len(text) > settings.max_characters]
     if long:
         most = settings.max_characters
-        raise fields(*((place(index), f"{len(texts[index])} characters; at most {most} fit") for index in long))
+        raise fields(*((place(index), f"{len(given[index])} characters; at most {most} fit") for index in long))
     try:
         answer = await model.engine.predict(
-            [SentimentInput(text=_encodable(text), explain=request.explain) for text in texts]
+            [SentimentInput(text=clean(text), explain=request.explain) for text in given]
         )
     except InputError as error:
         raise fields((place(error.index), error.problem)) from None
     scored = [_ranked(output, request.parameters.top_k) for output in answer.outputs]
     content = _ONE.dump_json(scored[0], exclude_none=True) if single else _MANY.dump_json(scored, exclude_none=True)
-    timing = f"queue;dur={1000 * answer.queued:.2f}, model;dur={1000 * answer.computed:.2f}"
-    return Response(content, media_type="application/json", headers={"Server-Timing": timing})
+    return Response(content, media_type="application/json", headers={"Server-Timing": answer.timing})
 
 
 def _ranked(output: SentimentOutput, top_k: int | None) -> list[LabelScore]:
@@ -144,8 +129,3 @@ def _ranked(output: SentimentOutput, top_k: int | None) -> list[LabelScore]:
         LabelScore(label=label, score=score, tokens=output.tokens if label == output.label else None)
         for label, score in ranked
     ]
-
-
-def _encodable(text: str) -> str:
-    # JSON can carry a lone surrogate, an answer in UTF-8 cannot; the tokenizer reads it as "?" anyway.
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -227,7 +227,12 @@ def test_gather_takes_the_last_valid_output() -> None:
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    **{name: {"kind": name, "hidden_size": 4} for name in RECURRENT if name not in ("stack", "variational")},
+    **{
+        name: {"kind": name, "hidden_size": 4}
+        for name in RECURRENT
+        if name not in ("stack", "variational", "weight_dropout")
+    },
+    "weight_dropout": {"kind": "weight_dropout", "layer": {"kind": "lstm", "hidden_size": 4}},
     "stack": {"kind": "stack", "layers": [{"kind": "lstm", "hidden_size": 5}, {"kind": "mingru", "hidden_size": 4}]},
     "variational": {
         "kind": "variational", "layer": {"kind": "gru", "hidden_size": 4}, "input_dropout": 0.3,

@@ -25,43 +25,35 @@ TEXTS = st.lists(st.lists(st.integers(3, V - 1), max_size=8), min_size=1, max_si
 
 
 class Slow:
-    """p(w | h) of Chen & Goodman 1999, section 3, recursion and dictionaries."""
+    """p(w | h) of Chen & Goodman 1999, section 3, with dictionaries, one number at a time."""
 
     def __init__(self, documents: Sequence[Sequence[int]], order: int) -> None:
         self.order = order
-        self.stood: Counter[tuple[int, ...]] = Counter()
+        stood: Counter[tuple[int, ...]] = Counter()
         for document in documents:
             row = [BOS, *document]
-            for end in range(1, len(row)):
-                for start in range(end + 1):
-                    self.stood[tuple(row[start : end + 1])] += 1
+            stood.update(tuple(row[start : end + 1]) for end in range(1, len(row)) for start in range(end + 1))
         before = defaultdict(set)
-        for gram in self.stood:
+        for gram in stood:
             before[gram[1:]].add(gram[0])
-        self.followed = {gram: len(before[gram]) for gram in self.stood}
+        self.counts = {
+            gram: times if len(gram) == order or gram[0] == BOS else len(before[gram]) for gram, times in stood.items()
+        }
+        self.discounts = {
+            k: (0.0, *discounts(np.array([count for gram, count in self.counts.items() if len(gram) == k])))
+            for k in range(1, max(map(len, stood)) + 1)
+        }
 
-    def count(self, gram: tuple[int, ...]) -> int:
-        kept = len(gram) == self.order or gram[0] == BOS
-        return self.stood[gram] if kept else self.followed.get(gram, 0)
-
-    def probability(self, context: tuple[int, ...], word: int) -> float:
-        context = context[len(context) - self.order + 1 :] if self.order > 1 else ()
-        level = [gram for gram in self.stood if len(gram) == len(context) + 1]
-        D = (0.0, *discounts(np.array([self.count(gram) for gram in level])))
-        below = [self.count(gram) for gram in level if gram[:-1] == context]
-        if context:
-            shorter = self.probability_of_shorter(context[1:], word)
-        else:
-            shorter = 0.0 if word in (PAD, BOS) else 1 / (V - 2)
-        if not sum(below):
+    def __call__(self, context: tuple[int, ...], word: int) -> float:
+        context = context[max(0, len(context) - self.order + 1) :]
+        lowest = 0.0 if word in (PAD, BOS) else 1 / (V - 2)
+        shorter = self(context[1:], word) if context else lowest
+        counts = {v: self.counts[*context, v] for v in range(V) if (*context, v) in self.counts}
+        if not counts:
             return shorter
-        c = self.count((*context, word))
-        taken = sum(D[min(other, 3)] for other in below)
-        return (c - D[min(c, 3)]) / sum(below) + taken / sum(below) * shorter
-
-    def probability_of_shorter(self, context: tuple[int, ...], word: int) -> float:
-        # Not cut again: only the longest context has the counts of the text.
-        return self.probability(context, word)
+        D, c = self.discounts[len(context) + 1], counts.get(word, 0)
+        taken = sum(D[min(count, 3)] for count in counts.values())
+        return (c - D[min(c, 3)] + taken * shorter) / sum(counts.values())
 
 
 def from_bos(tokens: Sequence[int]) -> tuple[int, ...]:
@@ -81,7 +73,7 @@ def test_every_probability_is_that_of_the_formula(
     places = np.flatnonzero(text != BOS)
     for row in range(fast.order):
         slow = Slow(documents, row + 1)
-        wanted = [slow.probability(from_bos(text[:place].tolist()), int(text[place])) for place in places]
+        wanted = [slow(from_bos(text[:place].tolist()), int(text[place])) for place in places]
         assert np.exp(-nats[row]) == pytest.approx(wanted, abs=1e-12)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from fastapi.testclient import TestClient
 
 from seqapp import bundle
 from seqapp.data.splits import LabelledText
+from seqapp.data.text import Passage
+from seqapp.tasks import TASKS
+from seqapp.tasks.generation import Generation, GenerationInput
 from seqapp.tasks.sentiment import Sentiment, SentimentInput
 from serving.app import create_app
 from serving.models import go_live
@@ -25,6 +29,8 @@ EXAMPLES = [
 ]
 TASK = {"kind": "sentiment", "tokenizer": {"kind": "word"}, "max_tokens": None, "crop": None}
 MODEL = {"kind": "classifier", "embedding_size": 8, "encoder": {"kind": "lstm", "hidden_size": 8}}
+TEXTS = ("the café is open 😀\n", "the garden is lovely\n", "a bad room, a good soup\n")
+WRITER = {"kind": "language_model", "embedding_size": 8, "encoder": {"kind": "lstm", "hidden_size": 8}}
 
 MakeBundle = Callable[..., Path]
 
@@ -48,6 +54,25 @@ def write_bundle(path: Path, *, seed: int = 0, accuracy: float = 0.75) -> Path:
     )
 
 
+def write_writer(path: Path, conditions: Sequence[Any] = (None,)) -> Path:
+    """A language model of characters that has learned nothing; its texts depend on ``conditions``."""
+    task = Generation(reads="rows")
+    task.prepare([Passage(text, condition=conditions[i % len(conditions)]) for i, text in enumerate(TEXTS)])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = task.build_model(WRITER).eval()
+    first = list(conditions[0]) if isinstance(conditions[0], tuple) else conditions[0]
+    return bundle.save(
+        path,
+        task=task,
+        model=model,
+        resolved={"task": TASKS.check({"kind": "generation", "reads": "rows"}), "model": WRITER},
+        metrics={"scores": {"validation": {"bits_per_character": 2.5}}},
+        name=path.name,
+        golden=[GenerationInput(prompt="the ", temperature=0, max_tokens=8, condition=first)],
+    )
+
+
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> MakeBundle:
     return lambda name="tiny", **options: write_bundle(tmp_path / name, **options)
@@ -61,6 +86,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("bundles") / "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def writers(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Bundles of a model without a condition, one with classes and one with features."""
+    folder = tmp_path_factory.mktemp("writers")
+    conditions: dict[str, Any] = {"writer": [None], "names": ["Greek", "Welsh"], "shapes": [(1.0, 0.5)]}
+    return [str(write_writer(folder / name, known)) for name, known in conditions.items()]
 
 
 @pytest.fixture(scope="session")

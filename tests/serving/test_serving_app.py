@@ -13,8 +13,8 @@ from fastapi.testclient import TestClient
 
 from serving.app import STATIC
 
-PATHS = {"/v1/sentiment": "post", "/v1/models": "get", "/v1/models/{model_id}/card": "get", "/livez": "get",
-         "/readyz": "get"}  # fmt: skip
+PATHS = {"/v1/sentiment": "post", "/v1/completions": "post", "/v1/models": "get", "/v1/models/{model_id}/card": "get",
+         "/livez": "get", "/readyz": "get"}  # fmt: skip
 
 
 def test_models_are_listed_in_order_with_figures_and_card(client: TestClient, card: str) -> None:
@@ -96,14 +96,16 @@ def test_the_openapi_document_is_valid_and_covers_all(client: TestClient) -> Non
     operations = [one for path in document["paths"].values() for one in path.values()]
     assert len({one["operationId"] for one in operations}) == len(PATHS)
     for operation in operations:
+        openai = operation["operationId"] == "completions"
         assert operation["summary"]
         assert operation["parameters"].count({"$ref": "#/components/parameters/RequestId"}) == 1
         for status, response in operation["responses"].items():
             assert "X-Request-Id" in response["headers"]
             if status != "200":
                 (content,) = response["content"].items()
-                assert content[0] == "application/problem+json"
-                assert content[1]["schema"] == {"$ref": "#/components/schemas/Problem"}
+                assert content[0] == ("application/json" if openai else "application/problem+json")
+                schema = "OpenAIProblem" if openai else "Problem"
+                assert content[1]["schema"] == {"$ref": f"#/components/schemas/{schema}"}
     assert client.get("/openapi.json").json() == document
 
 

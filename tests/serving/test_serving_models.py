@@ -58,14 +58,14 @@ def test_a_model_that_no_route_answers_is_refused(tiny: Path, tmp_path: Path) ->
     live = go_live([str(path), str(tiny)], threads=1, tasks=ANSWERED)
     assert [model.id for model in live] == ["tiny"]
     assert [(one.reference, one.reason) for one in live.refused] == [
-        (str(path), "no HTTP route answers the task 'memory', only sentiment; `seqapp predict` does")
+        (str(path), "no HTTP route answers the task 'memory', only generation, sentiment; `seqapp predict` does")
     ]
     live.close()
 
 
 def test_a_task_is_answered_where_a_route_asks_its_models(settings: Settings) -> None:
     app = create_app(settings, Models([]))
-    asked = {path.rpartition("/")[2] for path, methods in app.openapi()["paths"].items() if "post" in methods}
+    asked = {tag for methods in app.openapi()["paths"].values() if "post" in methods for tag in methods["post"]["tags"]}
     assert asked == set(ANSWERED)
     assert set(TASKS) >= ANSWERED
 

@@ -12,11 +12,12 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from seqapp.data.download import Content, RemoteFile
 from seqapp.data.public.catalogue import PUBLIC, PublicDataset, fetched_files, packed
 from seqapp.data.splits import SOURCES, LabelledText, Splits, split_by_group
+from seqapp.data.text import Passage
 from seqapp.errors import DataError
 from seqapp.registry import Count, InvalidOption, Share, Size
 
@@ -127,14 +128,14 @@ def imdb(validation_share: Share = 0.2, seed: Count = 0) -> Splits[LabelledText]
     """
     if validation_share >= 1:
         raise InvalidOption(("validation_share",), "takes less than 1, or nothing is left to train on")
-    folder, (version,) = fetched_files("imdb")
-    parsed = folder / f"parsed-1-{version.checksum.replace(':', '-')}.jsonl.gz"
-    return read_imdb(folder / "aclImdb_v1.tar.gz", parsed, validation_share, seed)
+    return _split_imdb(imdb_reviews(), validation_share, seed)
 
 
-def without_leaks(
-    name: str, train: Sequence[LabelledText], validation: Sequence[LabelledText], test: Sequence[LabelledText]
-) -> Splits[LabelledText]:
+T = TypeVar("T", LabelledText, Passage)
+
+
+def without_leaks(name: str, train: Sequence[T], validation: Sequence[T], test: Sequence[T]) -> Splits[T]:
+    """Splits in which an earlier one (train, validation) has no example whose text occurs in a later one."""
     held = {example.text for example in test}
     kept_validation = [example for example in validation if example.text not in held]
     held |= {example.text for example in kept_validation}
@@ -317,7 +318,21 @@ def _parsed_reviews(archive: Path, parsed: Path) -> list[Review]:
 
 def read_imdb(archive: Path, parsed: Path, validation_share: float = 0.2, seed: int = 0) -> Splits[LabelledText]:
     """As :func:`imdb`, from ``archive``; the reviews found in it are kept in the file ``parsed`` for the next time."""
-    reviews = _parsed_reviews(archive, parsed)
+    return _split_imdb(_parsed_reviews(archive, parsed), validation_share, seed)
+
+
+def imdb_reviews() -> list[Review]:
+    """The labelled reviews of the IMDb data set.
+
+    Raises:
+        DataError: if the data set has not been fetched, or the archive is not laid out as expected.
+    """
+    folder, (version,) = fetched_files("imdb")
+    parsed = folder / f"parsed-1-{version.checksum.replace(':', '-')}.jsonl.gz"
+    return _parsed_reviews(folder / "aclImdb_v1.tar.gz", parsed)
+
+
+def _split_imdb(reviews: Sequence[Review], validation_share: float, seed: int) -> Splits[LabelledText]:
     published = [review for review in reviews if review.split == "train"]
     shares = [1 - validation_share, validation_share]
     train, validation = split_by_group(published, lambda review: review.movie, shares, seed)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from seqapp.data.download import Content, RemoteFile
 from seqapp.data.public.catalogue import PUBLIC, PublicDataset, fetched_files
-from seqapp.data.public.sentiment import imdb
+from seqapp.data.public.sentiment import imdb_reviews, without_leaks
 from seqapp.data.splits import SOURCES, Splits, split_by_group
 from seqapp.data.text import Passage, passages, read_text
 from seqapp.errors import ConfigError, DataError
@@ -152,20 +152,33 @@ def wikitext_2(train: str | None = None, validation_share: Share = 0.1, seed: Co
 
 
 @SOURCES.register("imdb_text")
-def imdb_text(validation_share: Share = 0.1, seed: Count = 0) -> Splits[Passage]:
-    """The labelled reviews of IMDb (Maas et al. 2011) as text, each a document; splits are those of ``imdb``.
+def imdb_text(validation_share: Share = 0.05, test_share: Probability = 0.05, seed: Count = 0) -> Splits[Passage]:
+    """The 50,000 labelled reviews of IMDb (Maas et al. 2011) as text, each a document; no movie is in two splits.
+
+    They are dealt anew, not as for classification, for more text to learn from. Reviews whose text occurs again in a
+    later split (validation, test) are left out of the earlier one.
 
     Args:
-        validation_share: share of the training reviews that is kept for validation, less than 1.
+        validation_share: share of the reviews that is kept for validation.
+        test_share: share of the reviews that is kept for test; 0 for no test split.
         seed: decides which movies those are about.
 
     Raises:
+        ConfigError: if the shares leave nothing to train on.
         DataError: if the data set has not been fetched, or the archive is not laid out as expected.
-        InvalidOption: if nothing would be left to train on.
     """
-    found = imdb(validation_share, seed)
-    parts = (found.train, found.validation, found.test)
-    return Splits(f"{found.name}, text", *([Passage(review.text) for review in part] for part in parts))
+    shares = [_left(validation_share, test_share), validation_share, test_share]
+    parts = split_by_group(imdb_reviews(), lambda review: review.movie, shares, seed)
+    name = f"imdb text, validation {validation_share:g}, test {test_share:g}, seed {seed}"
+    return without_leaks(name, *([Passage(review.text) for review in part] for part in parts))
+
+
+def _left(validation_share: float, test_share: float) -> float:
+    left = 1 - validation_share - test_share
+    if left < 1e-9:
+        total = f"validation_share {validation_share:g} + test_share {test_share:g}"
+        raise ConfigError(f"{total} leaves nothing to train on; below 1 together would fit")
+    return left
 
 
 def read_tinyshakespeare(folder: Path, holdout: float = 0.05) -> Splits[Passage]:
@@ -182,10 +195,7 @@ def read_tinyshakespeare(folder: Path, holdout: float = 0.05) -> Splits[Passage]
 
 def read_names(folder: Path, validation_share: float = 0.1, test_share: float = 0.1, seed: int = 0) -> Splits[Passage]:
     """As :func:`names`, from a file a language in ``folder``: ``Arabic.txt`` and so on."""
-    train_share = 1 - validation_share - test_share
-    if train_share < 1e-9:
-        raise ConfigError(f"validation_share {validation_share:g} + test_share {test_share:g} leaves nothing to train "
-                          "on; below 1 together would fit")  # fmt: skip
+    train_share = _left(validation_share, test_share)
     part_of: dict[str, int] = {}
     of_language: dict[str, dict[str, str]] = {}
     for language, _, _ in _NAMES:
@@ -230,7 +240,8 @@ def _articles(path: Path) -> list[str]:
     return [text[start:stop] for start, stop in zip(starts, [*starts[1:], None], strict=True)]
 
 
-_HEADING = re.compile(r"^ = (?!= )[^\n]+(?<! =) = $", re.MULTILINE)
+# A line " = Title = " with blank lines around it; a formula may look like one, but for the blank lines.
+_HEADING = re.compile(r"(?:(?<=\n \n)|(?<=\A \n)) = (?!= )[^\n]+(?<! =) = (?=\n \n)")
 
 
 def _content(path: Path) -> str:
