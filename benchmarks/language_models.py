@@ -17,12 +17,13 @@ from typing import Any
 
 import record
 
-from pipelines.baselines import run_ngram
+from pipelines.baselines import run_baseline
 from pipelines.dynamic import dynamic_scores, search
 from pipelines.options import SECTIONS
 from pipelines.run import train
 from seqapp import bundle, config, metrics
 from seqapp.data.splits import SOURCES
+from seqapp.tasks import TASKS
 from seqapp.tasks.generation import Generation, GenerationInput
 
 GRID = {"learning_rate": (5e-5, 1e-4, 2e-4), "decay": (1e-3, 3e-3), "steps": (32,)}
@@ -77,7 +78,7 @@ def main() -> None:
             "limit_nats": math.log(task.tokenizer.size),
             "runs": runs,
             "dynamic_options": options,
-            "baseline": vars(run_ngram(task, splits)),
+            "baseline": vars(run_baseline("kneser-ney", TASKS.build(resolved["task"]), splits)),
         },
     )  # fmt: skip
     print(path.read_text(encoding="utf-8"))

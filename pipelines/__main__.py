@@ -76,16 +76,18 @@ def train(
 
 @app.command()
 def baseline(
-    arguments: Annotated[list[str], typer.Argument(metavar="CONFIG [KEY=VALUE]...", help="its data section is used")],
+    arguments: Annotated[list[str], typer.Argument(metavar="CONFIG [KEY=VALUE]...", help="its task and data are used")],
 ) -> None:
-    """Fit the linear baselines on the data of CONFIG and log them beside the networks."""
+    """Fit the simple methods for the data of CONFIG and log them beside the networks."""
     from pipelines import run
+    from pipelines.figures import figure
 
     config, *overrides = arguments
     for result in run.baseline(config, overrides):
-        out.print(f"{result.name}: validation {result.validation:.2%}"
-                  + ("" if result.test is None else f", test {result.test:.2%}")
-                  + f", {result.seconds:.0f} s")  # fmt: skip
+        scores = (
+            f"{split} {name} {figure(value)}" for split, part in result.scores.items() for name, value in part.items()
+        )
+        out.print(f"{result.name}: {', '.join(scores)}, {result.seconds:.0f} s", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -108,7 +108,8 @@ def model_card(
             cells.append(cell)
         rows.append(f"| {' | '.join([split, f'{sizes[split]:,}', *cells])} |")
     data = "\n".join(f"- {split}: {sizes[split]:,} {task.unit}, SHA-256 `{digests[split]}`" for split in sizes)
-    about = "The validation split chose between epochs; the test split was read once, after training."
+    chooser = "No" if resolved["train"]["keep"] == "last" else "The validation"
+    about = f"{chooser} split chose between epochs; the test split was read once, after training."
     if bounded:
         about += f" The interval is Wilson's and\ncovers the choice of {task.unit}, not of seeds."
     commit = source.get("git_commit", "unknown") + (

@@ -1,7 +1,6 @@
 """Dynamic evaluation: a language model that goes on learning from the text it is scored on, each token scored first.
 
-Source: Krause, Kahembwe, Murray & Renals 2018, "Dynamic evaluation of neural sequence
-models", sections 3 and 4.
+Source: Krause, Kahembwe, Murray & Renals 2018, "Dynamic evaluation of neural sequence models".
 """
 
 from __future__ import annotations
@@ -83,6 +82,9 @@ def dynamic_scores(
         raise ValueError("squares are for the rule 'rms'; None fits 'sgd'")
     student = _student(model)
     weights = list(student.parameters())
+    if squares is not None and [tuple(one.shape) for one in squares] != [tuple(weight.shape) for weight in weights]:
+        raise ValueError("squares: one tensor for each parameter of the model, of its shape, fits; mean_squares of "
+                         "this model gives them")  # fmt: skip
     update = (
         _SGD(weights, learning_rate, decay) if rule == "sgd" else _RMS(weights, learning_rate, decay, epsilon, squares)
     )
@@ -107,7 +109,7 @@ def dynamic_scores(
 
 @torch.inference_mode(False)
 def mean_squares(model: LanguageModel, stream: Stream, *, steps: int = 32, segments: int = 2000) -> list[Tensor]:
-    """Mean square of the gradient of each weight over segments of ``steps`` tokens, as in equation 7 of the source.
+    """Mean square of the gradient of each weight over segments of ``steps`` tokens of training text.
 
     Args:
         model: stays as it is.
@@ -156,7 +158,10 @@ def _student(model: LanguageModel) -> LanguageModel:
     if model.condition is not None:
         raise SeqappError("dynamic evaluation reads one text on and on; a model with a condition reads texts of their "
                           "own, so one without fits")  # fmt: skip
-    return copy.deepcopy(model).eval().requires_grad_(True)
+    student = copy.deepcopy(model).eval().requires_grad_(True)
+    for weight in student.parameters():
+        weight.data = weight.data.contiguous()  # so that it can be changed through its flat parts
+    return student
 
 
 def _segments(model: LanguageModel, stream: Stream, steps: int) -> Iterator[tuple[Batch, Tensor, tuple[Tensor, ...]]]:

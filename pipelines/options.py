@@ -35,6 +35,8 @@ class Training:
         truncate: back-propagate through this many steps at most, carrying the state on from piece to piece of a row
             (Williams & Peng 1990), each piece one step of the optimiser; 0 takes whole rows.
         average: decay of the running average of the weights that is kept as the model; 0 keeps the weights themselves.
+        keep: the weights of the epoch that is best by the validation score, or those of the last epoch, for a
+            validation split whose score is to be reported and must choose nothing.
         patience: stop after this many epochs without a better validation score; 0 never stops early.
         seed: of the weights, the order of batches and the dropout.
         precision: bf16-mixed computes products in bfloat16, which is faster where the processor knows it.
@@ -54,6 +56,7 @@ class Training:
     clip_value: NonNegative = 0.0
     truncate: Count = 0
     average: Probability = 0.0
+    keep: Literal["best", "last"] = "best"
     patience: Count = 0
     seed: Count = 1
     precision: Literal["32-true", "bf16-mixed"] = "32-true"

@@ -49,10 +49,10 @@ def predict_file(
 ) -> Iterator[dict[str, Any]]:
     """One record a row: the line it came from and the answer, or an "error".
 
-    Where the task's inputs can be a bare text (``task.line_field``), a line is one, and where they need nothing else, so
-    is one column of a table. Otherwise a row is the fields of ``task.Input``: a JSON object a line, or the columns of a
-    table of the same names; further columns are passed over, a cell may hold a list as JSON, and an empty cell is a
-    value that was not given.
+    Where the task's inputs can be a bare text (``task.line_field``), a line is one, and where they need nothing else,
+    so is one column of a table. Otherwise a row is the fields of ``task.Input``: a JSON object a line, or the columns
+    of a table of the same names; further columns are passed over, a cell may hold a list as JSON, and an empty cell is
+    a value that was not given.
 
     Args:
         loaded: a bundle.

@@ -33,7 +33,7 @@ from pipelines.tracking import Stopped
 from pipelines.watch import RecurrentWatch, Samples
 from seqapp import bundle, config, metrics
 from seqapp.bundle import Bundle
-from seqapp.data.splits import SOURCES, LabelledText, Splits
+from seqapp.data.splits import SOURCES, Splits
 from seqapp.errors import BundleError, ConfigError, DataError, SeqappError
 from seqapp.metrics import Confusion, Metric
 from seqapp.models.language_model import LanguageModel
@@ -139,7 +139,8 @@ def train(
     )
     with tracking.failing(run_id):
         _fit(learner, data, options, run_id, best, directory, progress=progress)
-        saved = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
+        kept = best.best_model_path if options.keep == "best" else directory / "checkpoints" / "last.ckpt"
+        saved = torch.load(kept, weights_only=True, map_location="cpu")
         learner.load_state_dict(saved["state_dict"])
         learner.to("cpu")
         history = tracking.history(run_id)
@@ -200,36 +201,47 @@ def train(
 
 
 def baseline(path: str | Path, overrides: Sequence[str] = ()) -> list[BaselineResult]:
-    """Fit the linear baselines on the data of a config, and log each as a run that can be compared with the networks.
+    """Fit the simple methods for the data of a config, and log each as a run that can be compared with the networks.
 
     Args:
-        path: a YAML config, of which the data section counts.
+        path: a YAML config, of which the task and the data section count.
         overrides: ``key=value``.
 
     Raises:
-        ConfigError: if the data is anything but texts with labels.
+        ConfigError: if there is no method for such data, or the task does not fit them.
     """
     path = Path(path)
     resolved = config.load(path, overrides, sections=SECTIONS)
+    task: Task[Any, Any] = TASKS.build(resolved["task"])
     connect()
     splits: Splits[Any] = SOURCES.build(resolved["data"])
-    if not isinstance(splits.train[0], LabelledText):
-        raise ConfigError(f"{path}: the baselines classify texts; the data {resolved['data']['kind']!r} yields "
-                          f"{type(splits.train[0]).__name__}, {LabelledText.__name__} fits")  # fmt: skip
+    came = type(splits.train[0])
+    fitting = {name: method for name, method in BASELINES.items() if issubclass(came, method.example_type)}
+    if not fitting:
+        raise ConfigError(f"{path}: the baselines classify or continue texts; the data {resolved['data']['kind']!r} "
+                          f"yields {came.__name__}, LabelledText or Passage fits")  # fmt: skip
+    if not issubclass(came, task.example_type):
+        raise ConfigError(f"{path}: the data {resolved['data']['kind']!r} yields {came.__name__}, "
+                          f"the task {resolved['task']['kind']!r} takes {task.example_type.__name__}")  # fmt: skip
     digests = splits.digests()
+    metric, direction = task.selection
     results = []
-    for name in BASELINES:
-        tags = {"task": resolved["task"]["kind"], "network": "none (linear)", "dataset": splits.name,
+    for name, method in fitting.items():
+        tags = {"task": resolved["task"]["kind"], "network": f"none ({method.kind})", "dataset": splits.name,
                 "validation_digest": digests["validation"], "test_digest": digests["test"],
-                "metric": "accuracy", "direction": "max", "scale": "share of examples",
+                "metric": metric, "direction": direction,
+                "scale": "share of examples" if metric in task.shares else "number",
                 **tracking.source_tags()}  # fmt: skip
         run_id = tracking.create_run(resolved["task"]["kind"], name, tags)
         with tracking.failing(run_id):
-            result = run_baseline(name, splits, test=resolved["train"]["test"])
-            tracking.log_start(run_id, {"data": resolved["data"], "strength": result.strength}, digests, splits.name)
-            logged = {"best_validation/accuracy": result.validation, "seconds": result.seconds}
-            if result.test is not None:
-                logged |= {"test/accuracy": result.test, "test/examples": len(splits.test)}
+            result = run_baseline(name, task, splits, test=resolved["train"]["test"])
+            given = {"task": resolved["task"], "data": resolved["data"], "strength": result.strength}
+            tracking.log_start(run_id, given, digests, splits.name)
+            logged = {"seconds": result.seconds}
+            for split, scores in result.scores.items():
+                prefix = "best_validation" if split == "validation" else split
+                logged |= {f"{prefix}/{key}": value for key, value in scores.items()}
+                logged[f"{split}/examples"] = len(getattr(splits, split))
             tracking.log_metrics(run_id, logged)
             tracking.finish(run_id)
         results.append(result)
@@ -266,6 +278,8 @@ def evaluate(loaded: Bundle, path: Path, *, dynamic: float | None = None, **colu
         ConfigError: if the task's files have no such option.
     """
     task = loaded.task
+    if dynamic is not None and not 0 <= dynamic < math.inf:
+        raise ConfigError(f"dynamic: a learning rate from 0 on fits, such as 1e-4, not {dynamic:g}")
     if dynamic is not None and not (task.streams and isinstance(loaded.model, LanguageModel)):
         raise ConfigError(f"{loaded.path}: dynamic evaluation is for language models that read a stream, not for the "
                           f"task {loaded.manifest.task!r} of this model")  # fmt: skip

@@ -13,7 +13,6 @@ from typing import Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-
 LARGEST_EXPONENT = 700.0
 """Above it exp leaves the range of a float."""
 

@@ -504,7 +504,8 @@ def test_a_tied_table_is_stored_once_and_stays_one(tmp_path: Path) -> None:
     golden = [task.Input(prompt="a", max_tokens=3, temperature=0)]
     save(tmp_path / "b", task=task, model=model, resolved=resolved, metrics={}, name="b", golden=golden)
     with safe_open(tmp_path / "b" / "weights.safetensors", framework="pt") as stored:
-        assert [name for name in set(stored.keys()) if stored.get_slice(name).get_shape() == [9, 6]] == ["embedding.weight"]
+        names = set(stored.keys())
+        assert [name for name in names if stored.get_slice(name).get_shape() == [9, 6]] == ["embedding.weight"]
     again = load(tmp_path / "b")
     again.check_golden()
     assert again.model.head.project.weight is again.model.embedding.weight

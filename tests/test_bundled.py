@@ -1,11 +1,13 @@
-"""The bundled reviews are what their README says: balanced, paired, and nothing repeated."""
+"""What needs no download: reviews are balanced, paired and unrepeated, the documentation is split without overlap."""
 
 import csv
 import re
+import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from functools import cache
+from importlib import import_module
 from itertools import combinations
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 
 from seqapp.data import bundled
 from seqapp.data.splits import LabelledText
+from seqapp.errors import DataError
 
 FOLDER = Path(bundled.__file__).parent / "reviews"
 SPLITS = ("train", "validation", "test")
@@ -203,3 +206,62 @@ def test_the_readme_gives_the_true_counts() -> None:
     assert all(phenomenon in readme for phenomenon in PHENOMENA)
     assert all(domain in readme for domain in DOMAINS)
     assert all(f"`{column}`" in readme for column in COLUMNS)
+
+
+def sharing_runs(parts: list[list[str]], length: int) -> list[tuple[str, ...]]:
+    """Runs of ``length`` words that stand in two of ``parts``."""
+    runs = []
+    for texts in parts:
+        split = [text.split() for text in texts]
+        runs.append(
+            {tuple(words[start : start + length]) for words in split for start in range(len(words) - length + 1)}
+        )
+    return [run for one, other in combinations(runs, 2) for run in one & other]
+
+
+def test_the_documentation_shares_no_run_of_words_between_splits() -> None:
+    splits = bundled.documentation()
+    parts = [[one.text for one in part] for part in (splits.train, splits.validation, splits.test)]
+    assert sharing_runs(parts, 12) == []
+    assert len(sharing_runs(parts, 4)) > 50, "the check would find them"
+    sizes = [sum(map(len, part)) for part in parts]
+    assert sum(sizes) > 300_000
+    assert all(0.08 < size / sum(sizes) < 0.12 for size in sizes[1:])
+    assert all(len(part) >= 5 for part in parts)
+    assert all(one.ends for part in (splits.train, splits.validation, splits.test) for one in part)
+
+
+def test_no_topic_of_the_documentation_is_lost_but_in_a_longer_one() -> None:
+    splits = bundled.documentation()
+    held = {" ".join(text.split()) for part in (splits.train, splits.validation, splits.test) for text in
+            re.split(r"\n\s*\n", "\n\n".join(one.text for one in part))}  # fmt: skip
+    topics = import_module("pydoc_data.topics").topics
+    paragraphs = [" ".join(one.split()) for text in topics.values() for one in re.split(r"\n\s*\n", text)]
+    missing = [one for one in paragraphs if one not in held]
+    assert sum(map(len, missing)) < 0.02 * sum(map(len, paragraphs))
+
+
+def test_where_a_topic_goes_is_decided_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    topics = import_module("pydoc_data.topics").topics
+    first = bundled.documentation()
+    monkeypatch.setattr("pydoc_data.topics.topics", dict(reversed([*topics.items(), ("new", "A new topic.")])))
+    second = bundled.documentation()
+    for part in SPLITS:
+        assert set(getattr(first, part)) <= set(getattr(second, part))
+    assert second.digests()["validation"] == first.digests()["validation"]
+
+
+def test_topics_that_repeat_others_are_put_together_or_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = " ".join(f"w{index}" for index in range(12))
+    topics = {f"t{index}": f"{shared} {index} {'x' * index}" + f" {index}" * 40 for index in range(9)}
+    topics |= {"inside": shared, "apart": "quite different"}
+    monkeypatch.setattr("pydoc_data.topics.topics", topics)
+    splits = bundled.documentation()
+    found = [[one.text for one in part if "w0" in one.text] for part in (splits.train, splits.validation, splits.test)]
+    assert sorted(map(len, found)) == [0, 0, 9]
+
+
+def test_a_python_without_its_documentation_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(DataError, match=r"installed without its documentation, pydoc_data\.topics; a complete Python"):
+        bundled.documentation()

@@ -155,6 +155,7 @@ def _lines(path: Path, stream: BinaryIO, encoding: str) -> Iterator[str]:
 
 
 def encodings_that_fit(content: bytes, encoding: str) -> str:
+    """Which encodings can read ``content``, as a hint for a config; empty if none of the usual ones can."""
     tried = codecs.lookup(encoding).name
     if tried != "utf-16" and content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "encoding: utf-16"

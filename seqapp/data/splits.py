@@ -7,11 +7,11 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from seqapp.errors import DataError
+from seqapp.errors import ConfigError, DataError
 from seqapp.registry import Registry
 
 E = TypeVar("E")
@@ -98,6 +98,19 @@ def remove_shared(parts: dict[str, list[K]], what: str = "row") -> None:
         if removed:
             _log.warning("%d %s %s(s) removed: their text also stands in %s", removed, name, what, " or ".join(others))
         parts[name] = kept
+
+
+def training_share(shares: Mapping[str, float]) -> float:
+    """What is left to train on when ``shares``, by the name of the split, are set aside.
+
+    Raises:
+        ConfigError: if that is nothing.
+    """
+    left = 1 - sum(shares.values())
+    if left < 1e-9:
+        total = " + ".join(f"{name}_share {share:g}" for name, share in shares.items())
+        raise ConfigError(f"{total} leaves nothing to train on; below 1 together would fit")
+    return left
 
 
 def split_by_group(

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from seqapp.data.rows import Format, read_rows
-from seqapp.data.splits import SOURCES, LabelledText, Splits, remove_shared, split_by_group
-from seqapp.errors import ConfigError, DataError
+from seqapp.data.splits import SOURCES, LabelledText, Splits, remove_shared, split_by_group, training_share
+from seqapp.errors import DataError
 from seqapp.registry import Probability, Share, suggest
 
 _SHOWN = 10
@@ -105,10 +105,7 @@ def table(
     given = {"validation": validation, "test": test}
     asked = {"validation": validation_share, "test": test_share}
     shares = {name: share for name, share in asked.items() if given[name] is None and share > 0}
-    left = 1 - sum(shares.values())
-    if left < 1e-9:
-        total = " + ".join(f"{name}_share {share:g}" for name, share in shares.items())
-        raise ConfigError(f"{total} leaves nothing to train on; below 1 together would fit")
+    left = training_share(shares)
     parts = {"train": read_examples(train, text, label, group if shares else None, encoding, format)}
     for name, path in given.items():
         parts[name] = read_examples(path, text, label, None, encoding, format) if path is not None else []

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, overload
 
 from seqapp.data.rows import FOREIGN, Format, encodings_that_fit, read_rows
-from seqapp.data.splits import SOURCES, Splits, remove_shared, split_by_group
+from seqapp.data.splits import SOURCES, Splits, remove_shared, split_by_group, training_share
 from seqapp.data.tables import read_examples, read_labelled, report, table
-from seqapp.errors import ConfigError, DataError
+from seqapp.errors import DataError
 from seqapp.registry import Count, Probability, Share, suggest
 
 BLOCK = 1 << 17
@@ -168,7 +168,7 @@ class Document:
         if offset == 0:
             for start, problem in FOREIGN.items():
                 if chunk.startswith(start):
-                    raise DataError(f"{self.path}: the file {problem}")
+                    raise DataError(f"{self.path}: the file {problem.partition(';')[0]}; plain text would fit")
         state = decoder.getstate()
         try:
             return decoder.decode(chunk, final=not chunk)
@@ -265,7 +265,7 @@ def own_text(
     paths = {"train": train, "validation": validation, "test": test}
     asked = {"validation": validation_share, "test": test_share}
     shares = {name: share for name, share in asked.items() if paths[name] is None and share > 0}
-    left = _left(shares)
+    left = training_share(shares)
     parts = {name: _documents(path, pattern, encoding) if path is not None else [] for name, path in paths.items()}
     remove_shared(parts, "document")
     whole = not shares or len(parts["train"]) >= MANY
@@ -399,7 +399,7 @@ def conditioned(
     given = {"validation": validation, "test": test}
     asked = {"validation": validation_share, "test": test_share}
     shares = {name: share for name, share in asked.items() if given[name] is None and share > 0}
-    left = _left(shares)
+    left = training_share(shares)
     parts = {
         name: _measured(path, text, condition, features, group if name == "train" else None, encoding, format)
         if path is not None
@@ -514,12 +514,3 @@ def _numbers(column: str, value: object, single: bool) -> Iterator[float]:
         if not math.isfinite(number):
             raise ValueError(f"column {column!r} is {value!r:.60}; it takes {fits}")
         yield number
-
-
-def _left(shares: Mapping[str, float]) -> float:
-    """What the shares that are set aside leave to train on."""
-    left = 1 - sum(shares.values())
-    if left < 1e-9:
-        total = " + ".join(f"{name}_share {share:g}" for name, share in shares.items())
-        raise ConfigError(f"{total} leaves nothing to train on; below 1 together would fit")
-    return left

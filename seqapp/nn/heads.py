@@ -120,13 +120,14 @@ class LinearHead(Head):
     def logits(self, x: Tensor) -> Tensor:
         return _wide(self.project(x))
 
-    def candidates(self, x: Tensor, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def candidates(self, x: Tensor, ids: Tensor, targets: Tensor, less: Tensor) -> tuple[Tensor, Tensor]:
         """Scores of some classes only, with gradients for their rows only.
 
         Args:
             x: (N, I).
             ids: (M,), candidates shared by all rows.
             targets: (N,).
+            less: (M,), subtracted from the candidates' scores.
 
         Returns:
             Each row's score of its target, (N,), and of the candidates, (N, M).
@@ -134,16 +135,8 @@ class LinearHead(Head):
         taken = torch.cat([ids, targets])
         rows, bias = take_rows(self.project.weight, taken), take_rows(self.project.bias, taken)
         M = len(ids)
-        return _wide((x * rows[M:]).sum(1) + bias[M:]), _wide(linear(x, rows[:M], bias[:M]))
-
-    def normaliser(self, x: Tensor, targets: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scores of the targets, (N,), and log Z, the log of the sum of exp(scores) over all classes, (N,)."""
-        scores = self.logits(x)
-        return scores.gather(1, targets[:, None])[:, 0], scores.logsumexp(1)
-
-    def losses(self, x: Tensor, targets: Tensor, previous: Tensor | None = None) -> Tensor:
-        score, log_z = self.normaliser(x, targets, previous)
-        return log_z - score
+        others = linear(x, rows[:M], bias[:M] - less.to(bias.dtype))
+        return _wide((x * rows[M:]).sum(1) + bias[M:]), _wide(others)
 
     @torch.no_grad()
     def nll(self, x: Tensor, targets: Tensor) -> Tensor:
@@ -270,18 +263,17 @@ class SampledSoftmax(DrawingHead):
         ids = torch.unique(self.proposal.draw(self.samples, previous))
         return ids, _inclusion(self.proposal.probability(ids, previous), self.samples)
 
-    def estimate(self, x: Tensor, targets: Tensor, ids: Tensor, inclusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores of the targets (N,), weighted scores of the candidates (N, M), and the estimate of log Z (N,)."""
-        score, others = self.candidates(x, ids, targets)
-        others = others - inclusion.log().to(others.dtype)
+    def estimate(self, x: Tensor, targets: Tensor, ids: Tensor, inclusion: Tensor) -> Tensor:
+        """Scores whose softmax stands for that over all classes, (N, 1 + M): of the target, of the candidates."""
+        score, others = self.candidates(x, ids, targets, inclusion.log())
+        scores = torch.cat([score[:, None], others], 1)
         place = torch.searchsorted(ids, targets).clamp_(max=len(ids) - 1)
         hits = (ids[place] == targets).nonzero()[:, 0]
-        others[hits, place[hits]] = NOTHING
-        return score, others, torch.logaddexp(score, others.logsumexp(1))
+        scores[hits, 1 + place[hits]] = -torch.inf
+        return scores
 
-    def normaliser(self, x: Tensor, targets: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
-        score, _, log_z = self.estimate(x, targets, *self.negatives(targets, previous))
-        return score, log_z
+    def losses(self, x: Tensor, targets: Tensor, previous: Tensor | None = None) -> Tensor:
+        return _surprise(self.estimate(x, targets, *self.negatives(targets, previous)))
 
 
 @HEADS.register("adaptive_importance")
@@ -338,18 +330,17 @@ class AdaptiveImportance(SampledSoftmax):
         """Smoothed over the last batches; 0 before the first."""
         return 0.0 if self._noise is None else 1 / max(float(self._noise), 1e-12)
 
-    def normaliser(self, x: Tensor, targets: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+    def losses(self, x: Tensor, targets: Tensor, previous: Tensor | None = None) -> Tensor:
         ids, inclusion = self.negatives(targets, previous)
-        score, others, log_z = self.estimate(x, targets, ids, inclusion)
-        with torch.no_grad():
-            self._adapt(ids, inclusion, targets, (others - log_z[:, None]).exp(), (score - log_z).exp())
-        return score, log_z
+        scores = self.estimate(x, targets, ids, inclusion)
+        self._adapt(ids, inclusion, targets, scores.detach().softmax(1))
+        return _surprise(scores)
 
-    def _adapt(self, ids: Tensor, inclusion: Tensor, targets: Tensor, others: Tensor, own: Tensor) -> None:
-        """Learn from the estimated probabilities of the candidates, (N, M), and of the targets, (N,)."""
+    def _adapt(self, ids: Tensor, inclusion: Tensor, targets: Tensor, said: Tensor) -> None:
+        """Learn from the estimated probabilities (N, 1 + M) of the targets and the candidates."""
         assert isinstance(self.proposal, Follower)
-        self.proposal.learn(torch.cat([ids, targets]), torch.cat([others.sum(0), own]))
-        noise = (others.square() @ (1 - inclusion).to(others.dtype)).mean()
+        self.proposal.learn(torch.cat([targets, ids]), torch.cat([said[:, 0], said[:, 1:].sum(0)]))
+        noise = (said[:, 1:].square() @ (1 - inclusion).to(said.dtype)).mean()
         self._noise = noise if self._noise is None else self._noise.lerp(noise, 0.1)
         wanted = self.samples * self.effective_size / self.effective_sample_size
         self.samples = round(min(max(wanted, 0.9 * self.samples, self.least), 1.1 * self.samples + 1, self.most))
@@ -444,14 +435,14 @@ class NoiseContrastive(DrawingHead):
 
     def losses(self, x: Tensor, targets: Tensor, previous: Tensor | None = None) -> Tensor:
         ids, times = torch.unique(self.proposal.draw(self.samples, previous), return_counts=True)
-        score, others = self.candidates(x, ids, targets)
 
-        def log_noise(ids: Tensor) -> Tensor:
-            return (self.samples * self.proposal.probability(ids, previous)).log().to(score.dtype)
+        def noise(ids: Tensor) -> Tensor:
+            """log K q."""
+            return (self.samples * self.proposal.probability(ids, previous)).log()
 
-        told_apart = softplus(others - log_noise(ids)) @ times.to(score.dtype)
-        losses: Tensor = told_apart - logsigmoid(score - log_noise(targets))
-        return losses
+        score, others = self.candidates(x, ids, targets, noise(ids))
+        apart: Tensor = softplus(others) @ times.to(others.dtype)
+        return apart - logsigmoid(score - noise(targets).to(score.dtype))
 
 
 @HEADS.register("self_normalised")
@@ -484,8 +475,13 @@ class SelfNormalised(SampledSoftmax):
         nn.init.constant_(self.project.bias, -log(classes))
 
     def losses(self, x: Tensor, targets: Tensor, previous: Tensor | None = None) -> Tensor:
-        whole = LinearHead if not self.sparse else SampledSoftmax
-        score, log_z = whole.normaliser(self, x, targets, previous)
+        if self.sparse:
+            scores = self.estimate(x, targets, *self.negatives(targets, previous))
+            score = scores[:, 0]
+        else:
+            scores = self.logits(x)
+            score = scores.gather(1, targets[:, None])[:, 0]
+        log_z = scores.logsumexp(1)
         return log_z - score + self.penalty * log_z.square()
 
 
@@ -569,10 +565,6 @@ class AdaptiveSoftmax(Head):
         )
 
 
-NOTHING = -1e9
-"""The score of what does not take part; finite, so that a row without any candidate has a gradient."""
-
-
 def default_cutoffs(classes: int) -> list[int]:
     """2,000 classes, then clusters that each hold four times as many."""
     return [cut for cut in (2000 * 4**power for power in range(16)) if cut < classes]
@@ -581,6 +573,11 @@ def default_cutoffs(classes: int) -> list[int]:
 def _wide(scores: Tensor) -> Tensor:
     """float32 at least: a softmax over bfloat16 loses the small probabilities."""
     return scores.float() if scores.dtype.itemsize < 4 else scores
+
+
+def _surprise(scores: Tensor) -> Tensor:
+    """-log of the softmax of the first column, (N,)."""
+    return cross_entropy(scores, torch.zeros(len(scores), dtype=torch.long, device=scores.device), reduction="none")
 
 
 def _inclusion(q: Tensor, draws: int) -> Tensor:

@@ -625,21 +625,17 @@ class Generation(Task[Passage, Item]):
             ids, chances = chosen.tokens.tolist(), chosen.log_probs.tolist()
             tops = [list(zip(*both, strict=True)) for both in zip(chosen.top[1].tolist(), chosen.top[0].tolist(),
                     strict=True)] if chosen.top else None  # fmt: skip
-            pieces, ended = [], []
-            for place, row in enumerate(rows):
-                if row.ended:
-                    ended.append(place)
-                    continue
+            pieces = []
+            for place in [place for place, row in enumerate(rows) if not row.ended]:
+                row = rows[place]
                 top = tops[place][: given[place].logprobs] if tops else ()
                 text, scored = row.add(ids[place], chances[place], top)
-                if row.ended:
-                    ended.append(place)
                 if text or scored or row.ended:
                     number = places[place][1]
                     pieces.append(
                         (place, Piece(index=number, text=text, logprobs=scored, finish_reason=row.finish_reason))
                     )
-            if ended:
+            if ended := [place for place, row in enumerate(rows) if row.ended]:
                 chosen.stop(ended)
             yield from pieces
 

@@ -115,7 +115,7 @@ def test_a_passage_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
     assert len(found) > 2
     assert found[-1] == list(found)[-1]
     assert found[1:] == list(found)[1:]
-    assert BLOCK <= len(found[0].text) < 1.5 * BLOCK
+    assert 0.9 * BLOCK < len(found[0].text) < 1.5 * BLOCK
     with pytest.raises(IndexError):
         found[len(found)]
 
@@ -299,7 +299,7 @@ def test_numbers_as_condition(tmp_path: Path) -> None:
         (
             {"text": "x", "condition": [1, 2]},
             {"features": ["z"]},
-            r"a\.jsonl:1: no column is called 'z'; known: text, condition",
+            "no column is called .z.; known: text, condition",
         ),
         ({"text": "x", "condition": [1, 2]}, {"validation_share": 0.9, "test_share": 0.1}, "nothing to train on"),
     ],

@@ -11,9 +11,9 @@ from pathlib import Path
 from seqapp.data.download import Content, RemoteFile
 from seqapp.data.public.catalogue import PUBLIC, PublicDataset, fetched_files
 from seqapp.data.public.sentiment import imdb_reviews, without_leaks
-from seqapp.data.splits import SOURCES, Splits, split_by_group
+from seqapp.data.splits import SOURCES, Splits, split_by_group, training_share
 from seqapp.data.text import Passage, passages, read_text
-from seqapp.errors import ConfigError, DataError
+from seqapp.errors import DataError
 from seqapp.registry import Count, InvalidOption, Probability, Share
 
 PUBLIC["tinyshakespeare"] = PublicDataset(
@@ -167,18 +167,10 @@ def imdb_text(validation_share: Share = 0.05, test_share: Probability = 0.05, se
         ConfigError: if the shares leave nothing to train on.
         DataError: if the data set has not been fetched, or the archive is not laid out as expected.
     """
-    shares = [_left(validation_share, test_share), validation_share, test_share]
-    parts = split_by_group(imdb_reviews(), lambda review: review.movie, shares, seed)
+    left = training_share({"validation": validation_share, "test": test_share})
+    parts = split_by_group(imdb_reviews(), lambda review: review.movie, [left, validation_share, test_share], seed)
     name = f"imdb text, validation {validation_share:g}, test {test_share:g}, seed {seed}"
     return without_leaks(name, *([Passage(review.text) for review in part] for part in parts))
-
-
-def _left(validation_share: float, test_share: float) -> float:
-    left = 1 - validation_share - test_share
-    if left < 1e-9:
-        total = f"validation_share {validation_share:g} + test_share {test_share:g}"
-        raise ConfigError(f"{total} leaves nothing to train on; below 1 together would fit")
-    return left
 
 
 def read_tinyshakespeare(folder: Path, holdout: float = 0.05) -> Splits[Passage]:
@@ -195,7 +187,7 @@ def read_tinyshakespeare(folder: Path, holdout: float = 0.05) -> Splits[Passage]
 
 def read_names(folder: Path, validation_share: float = 0.1, test_share: float = 0.1, seed: int = 0) -> Splits[Passage]:
     """As :func:`names`, from a file a language in ``folder``: ``Arabic.txt`` and so on."""
-    train_share = _left(validation_share, test_share)
+    left = training_share({"validation": validation_share, "test": test_share})
     part_of: dict[str, int] = {}
     of_language: dict[str, dict[str, str]] = {}
     for language, _, _ in _NAMES:
@@ -208,7 +200,7 @@ def read_names(folder: Path, validation_share: float = 0.1, test_share: float = 
         new = sorted(key for key in found if key not in part_of)
         random.Random(f"{seed} {language}").shuffle(new)
         for rank, key in enumerate(new):
-            part_of[key] = bisect.bisect([train_share, 1 - test_share], (rank + 0.5) / len(new))
+            part_of[key] = bisect.bisect([left, 1 - test_share], (rank + 0.5) / len(new))
     parts: list[list[Passage]] = [[], [], []]
     for language, found in of_language.items():
         for key, name in found.items():
