@@ -67,7 +67,7 @@ class Stream:
 
     @classmethod
     def write(
-        cls, documents: Iterable[Sequence[int]], characters: int | None = None, *, vocabulary_size: int
+        cls, documents: Iterable[Sequence[int] | NDArray[Any]], characters: int | None = None, *, vocabulary_size: int
     ) -> Stream:
         """Lay documents one after the other in a temporary file, which goes with the process.
 

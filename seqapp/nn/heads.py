@@ -316,8 +316,8 @@ class AdaptiveImportance(SampledSoftmax):
             self._follow(torch.ones(classes))
 
     def fit(self, unigrams: Tensor, bigrams: Bigrams | None = None, *, start: bool = True) -> None:
-        stays = self._proposal.stays if isinstance(self._proposal, Follower) else self._proposal
-        self._proposal = stays
+        if isinstance(self._proposal, Follower):
+            self._proposal = self._proposal.stays
         super().fit(unigrams, bigrams, start=start)
         self._follow(unigrams.to(self.project.weight.device).double().clamp(min=1))
 
@@ -363,16 +363,20 @@ class TargetSampling(SampledSoftmax):
         weighted: weigh candidates by their frequency, so that the sum over all classes is estimated.
     """
 
+    frequent: Tensor
+    shares: Tensor | None
+
     def __init__(self, input_size: int, classes: int, *, samples: Size = 4096, weighted: bool = True) -> None:
         super().__init__(input_size, classes, samples=samples, proposal="uniform")
         self.weighted = weighted
-        self.frequent = torch.arange(min(samples, classes))
-        self._shares: Tensor | None = None
+        self.register_buffer("frequent", torch.arange(min(samples, classes)), persistent=False)
+        self.register_buffer("shares", None, persistent=False)
         self._parts: Iterator[tuple[Tensor, int]] = iter(())
 
     def fit(self, unigrams: Tensor, bigrams: Bigrams | None = None, *, start: bool = True) -> None:
         super().fit(unigrams, bigrams, start=start)
-        self._shares = _log_share(unigrams).exp()
+        unigrams = unigrams.to(self.frequent.device)
+        self.shares = _log_share(unigrams).exp()
         self.frequent = unigrams.argsort(descending=True, stable=True)[: self.samples]
 
     def begin_epoch(self, targets: Iterable[Tensor]) -> None:
@@ -380,16 +384,12 @@ class TargetSampling(SampledSoftmax):
 
     def negatives(self, targets: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
         ids, seen = next(self._parts, (None, len(targets)))
-        certain = None
-        if ids is None:
-            certain = self.frequent.to(targets.device)
-            ids = torch.unique(torch.cat([certain, targets]))
-        ids = ids.to(targets.device)
-        inclusion = torch.ones(len(ids), dtype=torch.float64, device=ids.device)
-        if self.weighted and self._shares is not None:
-            inclusion = _inclusion(self._shares.to(ids.device).double()[ids], seen)
-            if certain is not None:
-                inclusion[torch.searchsorted(ids, certain)] = 1.0
+        certain = self.frequent if ids is None else self.frequent[:0]
+        ids = torch.unique(torch.cat([certain, targets])) if ids is None else ids.to(targets.device)
+        if not self.weighted or self.shares is None:
+            return ids, torch.ones(len(ids), dtype=torch.float64, device=ids.device)
+        inclusion = _inclusion(self.shares[ids].double(), seen)
+        inclusion[torch.searchsorted(ids, certain)] = 1.0
         return ids, inclusion
 
 
@@ -414,8 +414,8 @@ class NoiseContrastive(DrawingHead):
     """Tell each target from K draws of noise q, with Z taken to be 1: no sum over classes in training.
 
     loss = -log sigmoid(s_t - log K q_t) - sum over draws j of log sigmoid(log K q_j - s_j); its gradient tends to that
-    of the full softmax as K grows. The draws are shared by the rows of a batch. Sources: Gutmann & Hyvarinen 2010;
-    Mnih & Teh 2012.
+    of the likelihood with Z = 1 as K grows. The draws are shared by the rows of a batch, and may hit the target.
+    Sources: Gutmann & Hyvarinen 2010; Mnih & Teh 2012.
 
     Args:
         input_size: I, given by what lies below.
@@ -472,6 +472,7 @@ class SelfNormalised(SampledSoftmax):
     ) -> None:
         super().__init__(input_size, classes, samples=samples or classes, proposal=proposal)
         self.penalty, self.sparse = penalty, samples is not None
+        self.needs_bigrams = self.needs_bigrams and self.sparse
         nn.init.constant_(self.project.bias, -log(classes))
 
     def losses(self, x: Tensor, targets: Tensor, previous: Tensor | None = None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
@@ -58,8 +60,6 @@ SAMPLE_TOKENS, SAMPLE_TEMPERATURE, SAMPLED_CLASSES = 300, 0.8, 20
 """Of what the model says after each epoch."""
 PROMPT_CHARACTERS, GOLDEN_TOKENS = 48, 16
 """Of the questions a bundle is asked when it is loaded."""
-ENCODED_AT_ONCE = 256
-"""Passages in one call of the tokenizer."""
 COUNTED_AT_ONCE = 2**22
 """Tokens of a stream in memory while pairs are counted."""
 
@@ -416,15 +416,20 @@ class Generation(Task[Passage, Item]):
 
     def _encode_stream(self, examples: Sequence[Passage]) -> Stream:
         characters = 0
+        ends: deque[bool] = deque()
 
-        def documents() -> Iterator[list[int]]:
+        def texts() -> Iterator[str]:
             nonlocal characters
-            for start in range(0, len(examples), ENCODED_AT_ONCE):
-                passages = [examples[index] for index in range(start, min(start + ENCODED_AT_ONCE, len(examples)))]
-                rows = self.tokenizer.encode_batch([passage.text for passage in passages])
-                for row, passage in zip(rows, passages, strict=True):
-                    characters += len(passage.text)
-                    yield [*row.ids, EOS] if passage.ends else row.ids
+            for passage in examples:
+                characters += len(passage.text)
+                ends.append(passage.ends)
+                yield passage.text
+
+        def documents() -> Iterator[Sequence[int] | NDArray[Any]]:
+            for ids in self.tokenizer.encode_all(texts()):
+                yield ids
+                if ends.popleft():
+                    yield [EOS]
 
         stream = Stream.write(documents(), vocabulary_size=self.tokenizer.size)
         if not len(stream):
