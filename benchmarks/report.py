@@ -33,6 +33,9 @@ def render(records: dict[str, dict[str, Any]]) -> str:
             "random batches of 64 rows padded to the longest, packed sequences, float32, Adam.",
             _speed(speed),
         ]
+    models = [record for name, record in records.items() if name.startswith("language-model-")]
+    if models:
+        parts += ["## Language models", _LANGUAGE_MODELS, _language_models(models)]
     if "unroll" in records:
         parts += ["## Unrolled networks", _UNROLL, *_unroll(records["unroll"])]
     if "long-memory" in records:
@@ -88,6 +91,46 @@ def _speed(records: dict[str, dict[str, Any]]) -> str:
             f"{median['ratio']:.2f} ({low:.2f} to {high:.2f}) |"
         )
     return "\n".join(lines)
+
+
+_LANGUAGE_MODELS = (
+    "Of the whole test split, each token after at least 512 of the tokens before it (static evaluation). Bits per "
+    "character compare between all models of one text, nats per token only between those with the same tokens. "
+    "Kneser-Ney is an interpolated n-gram model of the same tokens, its order chosen on validation text. Dynamic "
+    "evaluation goes on learning from the text it has been scored on, and is a figure of its own. Training time is "
+    "that of the epochs, validation excluded."
+)
+
+
+def _language_models(records: list[dict[str, Any]]) -> str:
+    lines = [
+        "| data | model | seeds | nats per token: mean (lowest to highest) | bits per character | dynamic, nats | "
+        "training time, mean |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for record in sorted(records, key=lambda record: (record["data"], record["config"])):
+        runs, split = record["runs"], record["reported"]
+        cells = [_spread([run["scores"][split][score] for run in runs]) for score in ("nll", "bits_per_character")]
+        dynamic = _spread([run["dynamic"]["nll"] for run in runs if "dynamic" in run])
+        seconds = sum(run["seconds"] for run in runs) / len(runs)
+        lines.append(
+            f"| {record['data']} | `{Path(record['config']).stem}` ({record['parameters']:,} parameters, "
+            f"{record['tokens']:,} tokens) | {len(runs)} | {cells[0]} | {cells[1]} | {dynamic} | {seconds:,.0f} s |"
+        )
+        counted = record["baseline"]
+        scores = counted["scores"][split]
+        lines.append(
+            f"| {record['data']} | Kneser-Ney, order {counted['strength']:g} | | {scores['nll']:.4f} | "
+            f"{scores['bits_per_character']:.4f} | | {counted['seconds']:.0f} s, all orders |"
+        )
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    mean = f"{sum(values) / len(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.4f} to {max(values):.4f})"
 
 
 _UNROLL = (

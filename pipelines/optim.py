@@ -89,7 +89,8 @@ def clip_norm_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """
     gradients = _values(parameters)
     norm = torch.nn.utils.get_total_norm(gradients)
-    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    if gradients:
+        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 

@@ -151,6 +151,7 @@ def joined(pieces: Sequence[Piece], n: int) -> list[dict[str, Any]]:
             {
                 "text": "".join(piece.text for piece in ours),
                 "score": last.score,
+                "tokens": last.tokens,
                 "finish_reason": last.finish_reason,
                 "logprobs": [token.model_dump() for piece in ours for token in piece.logprobs],
             }
@@ -188,7 +189,7 @@ def test_each_row_of_a_batch_follows_its_own_condition(condition: str, at: str) 
     together = task.predict(model, requests)
     for request, batch in zip(requests, together, strict=True):
         assert close(batch.model_dump(), task.predict(model, [request])[0].model_dump(), 1e-5)
-    assert together[0].completions[0].text != together[1].completions[0].text
+    assert not close(together[0].completions[0].score, together[1].completions[0].score, 1e-4)
     # And it is the model of that condition that scored it.
     for request, output in zip(requests, together, strict=True):
         if request.logprobs is None:
@@ -239,20 +240,25 @@ def test_the_pieces_of_a_stream_are_the_whole_answer(kind: str) -> None:
         (output,) = task.predict(model, [request])
         pieces = list(task.stream(model, request))
         wanted = [
-            {**c.model_dump(include={"text", "score", "finish_reason"}),
+            {**c.model_dump(include={"text", "score", "tokens", "finish_reason"}),
              "logprobs": [token.model_dump() for token in c.logprobs or []]}
             for c in output.completions
         ]  # fmt: skip
         assert close(joined(pieces, request.n), wanted), fields
-        assert pieces[0].notes == output.notes
+        assert (pieces[0].notes, pieces[0].prompt_tokens) == (output.notes, output.prompt_tokens)
         assert all(not piece.notes for piece in pieces[1:])
 
 
 def test_a_stream_is_computed_as_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     task, model = writer()
-    steps = []
+    steps: list[int] = []
     step = LanguageModel.step
-    monkeypatch.setattr(LanguageModel, "step", lambda *given: (steps.append(1), step(*given))[1])
+
+    def counted(*given: Any) -> Any:
+        steps.append(1)
+        return step(*given)
+
+    monkeypatch.setattr(LanguageModel, "step", counted)
     reader = task.stream(model, GenerationInput(prompt="the", temperature=0, max_tokens=50, min_tokens=50))
     assert not steps
     for _ in range(3):
@@ -538,6 +544,7 @@ def test_a_stop_text_cuts_where_it_is_complete_first(kind: str, stops: list[str]
     assert cut.text == whole.text[: min(ends)[1]]
     assert cut.finish_reason == "stop"
     assert cut.tokens <= whole.tokens
+    assert cut.score == pytest.approx(sum(token.log_prob for token in whole.logprobs[: cut.tokens]))
     # Tokens of which nothing is shown are not told; the others are those of the whole text.
     assert cut.logprobs == whole.logprobs[: len(cut.logprobs)]
     assert all(token.offset < len(cut.text) for token in cut.logprobs)
@@ -547,13 +554,18 @@ def test_a_stop_text_cuts_where_it_is_complete_first(kind: str, stops: list[str]
 
 def test_a_stop_text_ends_a_searched_text_too() -> None:
     task, model = writer()
-    asked: dict[str, Any] = {"prompt": "the", "max_tokens": 8, "beam_size": 3, "n": 3, "min_tokens": 8}
+    asked: dict[str, Any] = {
+        "prompt": "the", "max_tokens": 8, "beam_size": 3, "n": 3, "min_tokens": 8, "logprobs": 0,
+    }  # fmt: skip
     for whole, cut in zip(
         ask(task, model, **asked).completions, ask(task, model, stop=["a", "t"], **asked).completions, strict=True
     ):
         place = min((whole.text.find(stop) % 99 for stop in ("a", "t")), default=99)
         assert cut.text == whole.text[:place]
         assert cut.finish_reason == ("stop" if place < 98 else "length")
+        # What is counted and scored is what was added up to the stop text, as without a search.
+        assert whole.logprobs is not None
+        assert cut.score == pytest.approx(sum(token.log_prob for token in whole.logprobs[: cut.tokens]))
 
 
 def test_a_prompt_is_no_place_to_stop() -> None:
@@ -590,8 +602,10 @@ def test_ten_thousand_words_are_a_prompt() -> None:
 # Odd text
 
 
-PARTS = ("\ud800", "\udfff", "\0", "🙂", "👩\u200d👧", "e\u0301", "\u0301", "\ufffd", "\u202e", "\u2028", "<eos>", "<0x41>",
-         "\u2581", "Ġ", "\r\n", " ", "the", "ﬁ", "İ")  # fmt: skip
+PARTS = (
+    "\ud800", "\udfff", "\0", "🙂", "👩\u200d👧", "e\u0301", "\u0301", "\ufffd", "\u202e", "\u2028", "<eos>", "<0x41>",
+    "\u2581", "\u0120", "\r\n", " ", "the", "\ufb01", "\u0130",
+)  # fmt: skip
 ODD = st.lists(st.sampled_from(PARTS), max_size=6).map("".join)
 
 

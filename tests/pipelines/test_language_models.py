@@ -108,6 +108,7 @@ def learned(
     resume: bool = False,
     rate: float = 2e-2,
     dropout: float = 0.0,
+    tied: bool = False,
     **trainer: Any,
 ) -> tuple[Generation, LanguageModel, Data, Learner]:
     task = task_of(tokenizer)
@@ -115,14 +116,16 @@ def learned(
     task.prepare(splits.train)
     torch.manual_seed(5)
     spec = {"kind": "language_model", "embedding_size": 8, "encoder": encoder or {"kind": "gru", "hidden_size": 16},
-            "head": head or {"kind": "full"}, "output_dropout": dropout}  # fmt: skip
+            "head": head or {"kind": "full"}, "output_dropout": dropout, "tied": tied}  # fmt: skip
     model = task.build_model(spec)
     assert isinstance(model, LanguageModel)
     data = Data(task, splits, batch_tokens=512, batch_rows=rows, seed=3, truncate=steps)
     task.fit_model(model, data.train_items)
     learner = Learner(task, model, learning_rate=rate, schedule="constant", warmup=0.0, weight_decay=0.0, seed=3,
                       truncated=True)  # fmt: skip
-    keeps = [ModelCheckpoint(checkpoint, filename="last", enable_version_counter=False)] if checkpoint else []
+    keeps: list[pl.Callback] = (
+        [ModelCheckpoint(checkpoint, filename="last", enable_version_counter=False)] if checkpoint else []
+    )
     fit = pl.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         callbacks=keeps, enable_checkpointing=bool(keeps), num_sanity_val_steps=0, use_distributed_sampler=False,

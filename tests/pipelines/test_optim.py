@@ -1,5 +1,6 @@
 """The optimiser that moves only the rows a batch has used."""
 
+import copy
 from typing import Any, get_args
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 from torch.optim import AdamW, SparseAdam
 
 from pipelines.module import build_optimizer, running_average
-from pipelines.optim import AdamWByRow, clip_norm_, total_norm
+from pipelines.optim import AdamWByRow, clip_norm_, clip_value_, total_norm
 from seqapp.models.classifier import build_classifier
 from seqapp.nn.recurrent import ENCODERS
 from seqapp.nn.rows import take_rows
@@ -119,7 +120,7 @@ def test_sparse_training_goes_on_from_a_saved_state() -> None:
     run(optimizer, table, range(4))
     again = nn.Parameter(table.detach().clone())
     resumed = AdamWByRow([again], lr=0.1)
-    resumed.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     run(optimizer, table, range(4, 9))
     run(resumed, again, range(4, 9))
     assert torch.equal(table, again)
@@ -149,6 +150,14 @@ def test_norm_and_clipping_are_those_of_dense_gradients(most: float) -> None:
             torch.testing.assert_close(parameter.grad.to_dense(), wanted)
     assert total_norm([idle]) == 0
     assert clip_norm_([idle], 1.0) == 0
+
+
+def test_clipping_by_value_is_after_summing_what_is_listed_twice() -> None:
+    table = nn.Parameter(torch.zeros(4))
+    (take_rows(table, torch.tensor([1, 1, 3])) @ torch.tensor([3.0, -2.5, -9.0])).backward()
+    clip_value_([table], 2.0)
+    assert table.grad is not None
+    assert table.grad.to_dense().tolist() == [0, 0.5, 0, -2]
 
 
 def test_other_groups_are_adamw() -> None:
