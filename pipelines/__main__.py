@@ -199,7 +199,7 @@ def generate(
 
     warmth = temperature if temperature is not None else 0.8 if beam_size is None else 1.0
     fields: dict[str, Any] = {
-        "prompt": sys.stdin.read() if prompt == "-" else prompt, "max_tokens": max_tokens, "min_tokens": min_tokens,
+        "prompt": _standard_input() if prompt == "-" else prompt, "max_tokens": max_tokens, "min_tokens": min_tokens,
         "n": n, "seed": seed, "temperature": warmth, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "typical_p": typical_p, "repetition_penalty": repetition_penalty,
         "no_repeat_ngram_size": no_repeat_ngram_size, "stop": stop or [], "beam_size": beam_size,
@@ -214,6 +214,13 @@ def generate(
         except ValueError:
             fields[name] = value
     completion.generate(bundle.load(resolve(model).path), fields, as_json=as_json)
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SeqappError(f"standard input: byte {error.start} is not UTF-8 text: {error.reason}") from None
 
 
 @app.command()

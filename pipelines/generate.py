@@ -9,7 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipelines.predict import complaints
 from seqapp.bundle import Bundle
+from seqapp.data.tokenizers import clean
 from seqapp.errors import SeqappError
 from seqapp.tasks import InputError
 from seqapp.tasks.generation import Generation, GenerationInput
@@ -33,12 +35,11 @@ def generate(loaded: Bundle, fields: Mapping[str, Any], *, as_json: bool = False
     try:
         given = GenerationInput.model_validate({**fields, "condition": _condition(task, fields.get("condition"))})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise SeqappError(f"{'.'.join(map(str, first['loc'])) or 'options'}: {first['msg']}") from None
+        raise SeqappError("; ".join(complaints(error, GenerationInput))) from None
     try:
         if as_json:
             (answer,) = task.predict(loaded.model, [given])
-            print(json.dumps(answer.model_dump(mode="json"), ensure_ascii=False, indent=1))
+            print(clean(json.dumps(answer.model_dump(), ensure_ascii=False, indent=1)))
             return
         if given.n == 1 and given.beam_size is None:
             _stream(task, loaded, given)
@@ -49,17 +50,18 @@ def generate(loaded: Bundle, fields: Mapping[str, Any], *, as_json: bool = False
     _tell(answer.notes)
     for number, one in enumerate(answer.completions, 1):
         print(f"--- {number} of {len(answer.completions)}: {one.tokens} tokens, "
-              f"log-probability {one.score:.2f}, {one.finish_reason}\n{one.text}")  # fmt: skip
+              f"log-probability {one.score:.2f}, {one.finish_reason}\n{clean(one.text)}")  # fmt: skip
 
 
 def _stream(task: Generation, loaded: Bundle, given: GenerationInput) -> None:
+    pieces = task.stream(loaded.model, given)  # what does not fit is said before anything is printed
     if not given.echo:
-        print(given.prompt, end="", flush=True)
+        print(clean(given.prompt), end="", flush=True)
     notes: list[str] = []
     try:
-        for piece in task.stream(loaded.model, given):
+        for piece in pieces:
             notes += piece.notes
-            print(piece.text, end="", flush=True)
+            print(clean(piece.text), end="", flush=True)
     except KeyboardInterrupt:
         notes.append("stopped")
     print()
@@ -69,7 +71,7 @@ def _stream(task: Generation, loaded: Bundle, given: GenerationInput) -> None:
 
 def _tell(notes: list[str]) -> None:
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {clean(note)}", file=sys.stderr)
 
 
 def _condition(task: Generation, given: Any) -> Any:

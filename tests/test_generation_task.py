@@ -884,6 +884,15 @@ def test_an_example_of_validation_with_an_unknown_class_is_told() -> None:
         task.encode([Passage("cat", True, "Welsh"), Passage("cat", True, "Norse")])
 
 
+def test_texts_of_their_own_are_the_lines_of_a_file_or_of_each_file_of_a_folder(tmp_path: Path) -> None:
+    for name, text in (("a.txt", "the cat\n\nsat\u2028on\n"), ("b.txt", "the mat"), ("c.txt", "a dog\n")):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    task = prepared()
+    first = [Passage("the cat"), Passage("sat\u2028on")]
+    assert list(task.read_examples(tmp_path / "a.txt")) == first
+    assert list(task.read_examples(tmp_path)) == [*first, Passage("the mat"), Passage("a dog")]
+
+
 def test_a_sample_is_the_same_each_time_and_of_each_class() -> None:
     task, model = writer("character", "class")
     text = task.sample(model)

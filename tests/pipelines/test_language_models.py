@@ -318,6 +318,9 @@ def test_dynamic_evaluation_stands_beside_the_static_figures(cycle: Done, seqapp
     static = json.loads(seqapp("evaluate", cycle.trained.bundle, "--data", file).out)
     assert "dynamic" not in static
     assert static["nll"] == found["nll"]
+    # What learns too fast may end in an infinite perplexity, which is no JSON.
+    said = seqapp("evaluate", cycle.trained.bundle, "--data", file, "--dynamic", "300")
+    assert (said.status, said.out, len(said.err.splitlines())) == (1, "", 1)
 
 
 def test_runs_of_language_models_are_compared(cycle: Done, seqapp: Seqapp) -> None:
