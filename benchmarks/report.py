@@ -36,6 +36,10 @@ def render(records: dict[str, dict[str, Any]]) -> str:
     models = [record for name, record in records.items() if name.startswith("language-model-")]
     if models:
         parts += ["## Language models", _LANGUAGE_MODELS, _language_models(models)]
+    if "softmax" in records:
+        parts += ["## Softmax over large vocabularies", _SOFTMAX, *_softmax(records["softmax"])]
+    if "decode" in records:
+        parts += ["## Decoding", _DECODE, _decode(records["decode"])]
     if "unroll" in records:
         parts += ["## Unrolled networks", _UNROLL, *_unroll(records["unroll"])]
     if "long-memory" in records:
@@ -131,6 +135,65 @@ def _spread(values: list[float]) -> str:
         return ""
     mean = f"{sum(values) / len(values):.4f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.4f} to {max(values):.4f})"
+
+
+_SOFTMAX = (
+    "An LSTM language model (embedding 256, hidden 256, 20 rows x 35 steps). Plain is nn.Embedding, nn.LSTM, nn.Linear, "
+    "cross_entropy and Adam over everything, its bias started at the words' log-frequencies like everybody's. Ratios are "
+    "plain to head: the output layer forward and backward, the whole step, and the training time to the exact validation "
+    "perplexity that plain had at its last step. The more steps plain is given, the lower that goal. `zipf` is a "
+    "synthetic text, half of it drawn by Zipf's law and half from 16 successors of each word; `imdb` is film reviews."
+)
+
+
+def _softmax(record: dict[str, Any]) -> list[str]:
+    parts = []
+    for result in record["results"]:
+        plain = result["heads"][0]
+        steps = plain["curve"][-1][0]
+        lines = [
+            f"{result['corpus']}, {result['vocabulary']:,} words; {record['threads']} threads. Plain: "
+            f"{result['plain_seconds']:,.0f} s for {steps} steps, from perplexity {plain['curve'][0][2]:,.0f} to "
+            f"{result['goal']:,.0f}, {plain['memory_gb']:.1f} GB.",
+            "",
+            "| head | layer, ms | x | step, ms | x | steps to the goal | time to the goal, s | x | peak memory, GB |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for head in result["heads"][1:]:
+            name, ratios = head["head"], head["ratios"]
+            done, seconds, perplexity = head["curve"][-1]
+            wall = f"{seconds:,.1f} | {ratios['wall']:,.0f}" if ratios["wall"] else f"stays at {perplexity:,.0f} | "
+            lines.append(
+                f"| {name} | {1e3 * head['layer'][name]:,.1f} | {ratios['layer']:,.0f} | "
+                f"{1e3 * head['step'][name]:,.1f} | {ratios['step']:,.0f} | {done:,} | {wall} | "
+                f"{head['memory_gb']:.1f} |"
+            )
+        parts.append("\n".join(lines))
+    return parts
+
+
+_DECODE = (
+    "Tokens a second of generation in float32, reading the first token included, beside a plain PyTorch loop over "
+    "nn.LSTM with the same weights, median of alternating turns. A token counts once per text, however many beams are "
+    "searched. `same tokens` is the share of places where both loops chose the same token; sampling draws differ."
+)
+
+
+def _decode(record: dict[str, Any]) -> str:
+    lines = [
+        f"| {record['layers']} x {record['hidden']} LSTM, {record['threads']} threads | texts at once | ours, tokens/s | "
+        "plain, tokens/s | ratio | same tokens |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in record["results"]:
+        rates = result["tokens_per_second"]
+        same = f"{result['same_tokens']:.1%}" if "same_tokens" in result else ""
+        way = f"{record['beams']} beams" if result["way"] == "beams" else result["way"]
+        lines.append(
+            f"| {result['vocabulary']:,} tokens, {way} | {result['batch']} | {rates['ours']:,.0f} | "
+            f"{rates['plain']:,.0f} | {result['ours_to_plain']:.2f} | {same} |"
+        )
+    return "\n".join(lines)
 
 
 _UNROLL = (

@@ -181,8 +181,8 @@ def imdb(classes: int) -> tuple[Tensor, Tensor]:
     tokenizer.fit(passage.text for passage in splits.train)
 
     def ids(passages: Any) -> Tensor:
-        encoded = tokenizer.encode_batch([passage.text for passage in passages])
-        return torch.tensor([index for one in encoded for index in [*one.ids, EOS]])
+        encoded = tokenizer.encode_all(passage.text for passage in passages)
+        return torch.from_numpy(numpy.concatenate([numpy.append(one, EOS) for one in encoded]).astype(numpy.int64))
 
     return ids(splits.train), ids(splits.validation)
 
@@ -310,13 +310,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.vocabulary, arguments.plain_steps, arguments.turns, arguments.pieces = 2000, 20, 1, 200
+    import record  # not above, where every process that measures memory would load it
+
     console, results = Console(width=120), []
     for corpus in arguments.corpora or (["zipf"] if arguments.quick else list(VOCABULARY)):
         results.append(measure(corpus, arguments.vocabulary or VOCABULARY[corpus], arguments.heads, arguments))
         console.print(table(results[-1]))
     if not arguments.quick:
-        import record
-
         print(record.write("softmax", {"definition": __doc__, "threads": torch.get_num_threads(),
                                        "turns": arguments.turns, "results": results}))  # fmt: skip
 

@@ -220,7 +220,7 @@ def _standard_input() -> str:
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise SeqappError(f"standard input: byte {error.start} is not UTF-8 text: {error.reason}") from None
+        raise SeqappError(f"stdin: byte {error.start} is not utf-8 text: {error.reason}") from None
 
 
 @app.command()
