@@ -252,13 +252,18 @@ def test_the_pieces_of_a_stream_are_the_whole_answer(kind: str) -> None:
 def test_a_stream_is_computed_as_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     task, model = writer()
     steps: list[int] = []
-    step = LanguageModel.step
+    start = LanguageModel.start
 
     def counted(*given: Any) -> Any:
-        steps.append(1)
-        return step(*given)
+        step, carry, tokens = start(*given)
 
-    monkeypatch.setattr(LanguageModel, "step", counted)
+        def one(*state: Any) -> Any:
+            steps.append(1)
+            return step(*state)
+
+        return one, carry, tokens
+
+    monkeypatch.setattr(LanguageModel, "start", counted)
     reader = task.stream(model, GenerationInput(prompt="the", temperature=0, max_tokens=50, min_tokens=50))
     assert not steps
     for _ in range(3):
