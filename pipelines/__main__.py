@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -218,7 +219,7 @@ def generate(
 
 def _standard_input() -> str:
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")  # which `echo` adds
     except UnicodeDecodeError as error:
         raise SeqappError(f"stdin: byte {error.start} is not utf-8 text: {error.reason}") from None
 
@@ -408,6 +409,9 @@ def _tell(error: str) -> None:
 
 def main() -> None:
     """Run the command line; an error a user can mend is one sentence on standard error and exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows fewer characters is no error
     terminal = RichHandler(console=err, show_path=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
     if err.is_terminal:
         logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[terminal])

@@ -61,6 +61,8 @@ def _stream(task: Generation, loaded: Bundle, given: GenerationInput) -> None:
     try:
         for piece in pieces:
             notes += piece.notes
+            if piece.seed is not None and given.seed is None:
+                notes.append(f"--seed {piece.seed} gives this text again")
             print(clean(piece.text), end="", flush=True)
     except KeyboardInterrupt:
         notes.append("stopped")

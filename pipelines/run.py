@@ -306,6 +306,9 @@ def evaluate(loaded: Bundle, path: Path, *, dynamic: float | None = None, **colu
     if dynamic is not None:
         assert isinstance(loaded.model, LanguageModel)
         learned = {"dynamic": metrics.read(dynamic_scores(loaded.model, data.validation_items, learning_rate=dynamic))}
+        if not all(map(math.isfinite, learned["dynamic"].values())):
+            raise DataError(f"{path}: learning at the rate {dynamic:g} makes the text infinitely surprising; a lower "
+                            "one fits, such as 1e-4")  # fmt: skip
     return {
         "model": str(loaded.path),
         "data": str(path),

@@ -148,7 +148,7 @@ def signature(task: Task[Any, Any]) -> ModelSignature:
     params = []
     for name, field in task.Input.model_fields.items():
         kind = _plain_type(field.annotation)
-        if isinstance(kind, str) and isinstance(field.default, str | bool | int | float):
+        if isinstance(kind, str) and isinstance(field.default, str | bool | int | float) and name != task.line_field:
             params.append(ParamSpec(name, kind, field.default))
         else:
             columns.append(ColSpec(_column_type(field.annotation), name, required=field.is_required()))

@@ -889,13 +889,20 @@ def test_an_example_of_validation_with_an_unknown_class_is_told() -> None:
         task.encode([Passage("cat", True, "Welsh"), Passage("cat", True, "Norse")])
 
 
-def test_texts_of_their_own_are_the_lines_of_a_file_or_of_each_file_of_a_folder(tmp_path: Path) -> None:
+def test_each_line_of_a_file_or_of_each_file_of_a_folder_is_a_text_of_its_own(tmp_path: Path) -> None:
     for name, text in (("a.txt", "the cat\n\nsat\u2028on\n"), ("b.txt", "the mat"), ("c.txt", "a dog\n")):
         (tmp_path / name).write_text(text, encoding="utf-8")
-    task = prepared()
-    first = [Passage("the cat"), Passage("sat\u2028on")]
-    assert list(task.read_examples(tmp_path / "a.txt")) == first
-    assert list(task.read_examples(tmp_path)) == [*first, Passage("the mat"), Passage("a dog")]
+    task = Generation(tokenizer={"kind": "character"}, reads="lines")
+    task.prepare(list(task.read_examples(tmp_path)))
+
+    def lines(path: Path) -> list[str]:
+        items = task.encode(list(task.read_examples(path)))
+        assert not isinstance(items, Stream)
+        assert all(item.ids[-1] == EOS and item.characters == len(item.ids) - 1 for item in items)
+        return [task.tokenizer.decode(item.ids) for item in items]
+
+    assert lines(tmp_path / "a.txt") == ["the cat", "sat\u2028on"]
+    assert lines(tmp_path) == ["the cat", "sat\u2028on", "the mat", "a dog"]
 
 
 def test_a_sample_is_the_same_each_time_and_of_each_class() -> None:

@@ -323,7 +323,15 @@ class AdaptiveImportance(SampledSoftmax):
 
     def _follow(self, weights: Tensor) -> None:
         assert self._proposal is not None
+        self._start = weights
         self._proposal = Follower(self._proposal, weights, share=0.5, memory=self.memory)
+
+    def begin_epoch(self, targets: Iterable[Tensor]) -> None:
+        # What was seen of the model is in no checkpoint; an epoch run again after a cut must be the same epoch.
+        if isinstance(self._proposal, Follower):
+            self._proposal = self._proposal.stays
+            self._follow(self._start)
+        self._noise, self.samples = None, self.least
 
     @property
     def effective_sample_size(self) -> float:

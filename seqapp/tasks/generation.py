@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from seqapp.data.batching import pad
 from seqapp.data.streams import Batch, Stream
 from seqapp.data.text import Passage, read_conditioned, read_text
-from seqapp.data.tokenizers import BOS, EOS, PAD, TOKENIZERS, UNK, Tokenizer
+from seqapp.data.tokenizers import BOS, EOS, PAD, TOKENIZERS, UNK, Tokenizer, clean
 from seqapp.data.vocabulary import Vocabulary
 from seqapp.decoding import (
     Bias,
@@ -64,13 +65,23 @@ COUNTED_AT_ONCE = 2**22
 """Tokens of a stream in memory while pairs are counted."""
 
 
+def _class_or_numbers(given: Any) -> Any:
+    # Of a union pydantic would tell what is wrong with each part, the first of which was not meant.
+    if isinstance(given, str | None):
+        return given
+    numbers = given if isinstance(given, list | tuple) else [None]
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < math.inf for n in numbers):
+        raise ValueError("a class or a list of finite numbers fits")
+    return given
+
+
 class GenerationInput(BaseModel):
     """A prompt to go on from, and how to choose each next token."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     prompt: str = Field(default="", description="text to go on from; empty starts a new text")
-    condition: str | list[float] | None = Field(
+    condition: Annotated[str | list[float] | None, BeforeValidator(_class_or_numbers)] = Field(
         default=None, description="for a model trained with one: the class, or the features, that the text depends on"
     )
     max_tokens: int = Field(default=200, ge=0, le=MOST_TOKENS, description="most tokens to add")
@@ -234,14 +245,16 @@ class _Row:
     def add(self, token: int, log_prob: float, top: Sequence[tuple[int, float]] = ()) -> tuple[str, list[ScoredToken]]:
         """The text that is sure now, and its tokens."""
         self.score += log_prob
+        new = "" if token == EOS else self._decoding.add(token)
         if self.given.logprobs is not None:
             likely = [TokenChance(token=self._tokenizer.token_text(index), log_prob=chance) for index, chance in top]
             name = self._tokenizer.token_text(token)
-            self._waiting.append(ScoredToken(token=name, log_prob=log_prob, offset=self._decoded, top=likely))
+            # Of new text, a token's own is the end: a space before a word, or a character left broken, is not its.
+            offset = self._decoded + max(0, len(new) - len(self._tokenizer.decode([token])))
+            self._waiting.append(ScoredToken(token=name, log_prob=log_prob, offset=offset, top=likely))
         if token == EOS:
             return self._finish("stop")
         self.tokens += 1
-        new = self._decoding.add(token)
         self._decoded += len(new)
         text = self._stops.push(new)
         if self._stops.stopped:
@@ -275,6 +288,7 @@ class Piece(BaseModel):
     score: float | None = Field(default=None, description="of the whole completion, in the last piece")
     tokens: int | None = Field(default=None, description="tokens added to the whole completion, in its last piece")
     prompt_tokens: int | None = Field(default=None, description="tokens of the prompt, in the very first piece")
+    seed: int | None = Field(default=None, description="the seed used, in the very first piece")
     notes: list[str] = Field(default=[], description="what a person should know, in the very first piece")
 
 
@@ -324,7 +338,8 @@ class Generation(Task[Passage, Item]):
     Args:
         tokenizer: how a text becomes tokens.
         reads: stream: the training text is one long text that is read on and on, the state carried from piece to
-            piece, as for a book; rows: each passage is a text of its own, as for a list of names.
+            piece, as for a book; rows: each passage is a text of its own; lines: each line of a passage is, as in a
+            file with a name a line.
     """
 
     Input: ClassVar[type[BaseModel]] = GenerationInput
@@ -349,7 +364,7 @@ class Generation(Task[Passage, Item]):
         self,
         *,
         tokenizer: Annotated[Spec, TOKENIZERS] = {"kind": "character"},  # noqa: B006  (copied before use)
-        reads: Literal["stream", "rows"] = "stream",
+        reads: Literal["stream", "rows", "lines"] = "stream",
     ) -> None:
         self.tokenizer: Tokenizer = TOKENIZERS.build(tokenizer)
         self.reads = reads
@@ -375,12 +390,10 @@ class Generation(Task[Passage, Item]):
         Raises:
             DataError: if some passages have a condition and others none, or another kind, or a stream has any.
         """
-        self.tokenizer.fit(passage.text for passage in examples)
-        first = examples[0].condition
+        self.tokenizer.fit(self._text(passage) for passage in examples)
         if self.streams:
-            if first is not None:
-                raise DataError("the passages depend on a condition; task.reads: rows fits")
             return
+        first = examples[0].condition
         width = len(first) if isinstance(first, tuple) else 0
         for index, passage in enumerate(examples):
             found = passage.condition
@@ -391,12 +404,20 @@ class Generation(Task[Passage, Item]):
         if isinstance(first, str):
             self.conditions = Vocabulary(sorted({str(passage.condition) for passage in examples}))
 
+    def _text(self, passage: Passage) -> str:
+        if self.streams and passage.condition is not None:
+            raise DataError("the passages depend on a condition; task.reads: rows fits")
+        return passage.text
+
     def sizes(self) -> dict[str, int]:
         return {"vocabulary_size": self.tokenizer.size, "classes": self.features or len(self.conditions)}
 
     def encode(self, examples: Sequence[Passage]) -> Stream | list[Item]:
         if self.streams:
             return self._encode_stream(examples)
+        if self.reads == "lines":
+            examples = [replace(passage, text=line, ends=True)
+                        for passage in examples for line in passage.text.split("\n") if line]  # fmt: skip
         rows = self.tokenizer.encode_batch([passage.text for passage in examples])
         problems, items = {}, []
         for index, (row, passage) in enumerate(zip(rows, examples, strict=True)):
@@ -421,7 +442,7 @@ class Generation(Task[Passage, Item]):
         def texts() -> Iterator[str]:
             nonlocal characters
             for passage in examples:
-                characters += len(passage.text)
+                characters += len(self._text(passage))
                 ends.append(passage.ends)
                 yield passage.text
 
@@ -519,7 +540,8 @@ class Generation(Task[Passage, Item]):
         return self._stream(model, requests[0])
 
     def _stream(self, model: LanguageModel, request: _Request) -> Iterator[Piece]:
-        first = {"notes": request.notes, "prompt_tokens": len(request.ids)}
+        seed = request.seed if request.given.samples else None
+        first: dict[str, Any] = {"notes": request.notes, "prompt_tokens": len(request.ids), "seed": seed}
         for piece in self._pieces(model, request):
             yield piece.model_copy(update=first)
             first = {}
@@ -529,7 +551,7 @@ class Generation(Task[Passage, Item]):
         if given.beam_size is None:
             if given.echo:
                 scored = self._score_prompt(model, request)
-                yield from (Piece(index=index, text=given.prompt, logprobs=scored) for index in range(given.n))
+                yield from (Piece(index=index, text=clean(given.prompt), logprobs=scored) for index in range(given.n))
             for _, rows, piece in self._sample_texts(model, [request]):
                 row = rows[piece.index]
                 last = {"score": row.score, "tokens": row.tokens} if row.ended else {}
@@ -689,16 +711,14 @@ class Generation(Task[Passage, Item]):
             pieces.append(Piece(index=0, text=text, logprobs=scored))
             if row.ended:
                 break
-        completion = _completion(row, pieces)
-        completion.score = found.log_prob
-        return completion
+        return _completion(row, pieces)
 
     def _output(self, model: LanguageModel, request: _Request, completions: list[Completion]) -> GenerationOutput:
         given = request.given
         if given.echo:
             scored = self._score_prompt(model, request)
             for one in completions:
-                one.text = given.prompt + one.text
+                one.text = clean(given.prompt) + one.text
                 if one.logprobs is not None:
                     one.logprobs = scored + _moved(one.logprobs, given)
         return GenerationOutput(
@@ -712,7 +732,7 @@ class Generation(Task[Passage, Item]):
         self, model: LanguageModel, requests: Sequence[_Request], copies: int = 1
     ) -> tuple[StepFn, Carry, Tensor]:
         conditions = [one.condition for one in requests if one.condition is not None]
-        condition = torch.stack(conditions).to(model.embedding.weight.device) if conditions else None
+        condition = torch.stack(conditions).to(model.embedding.weight) if conditions else None
         with torch.inference_mode():
             return model.start([one.ids for one in requests], condition, copies)
 
@@ -745,7 +765,7 @@ class Generation(Task[Passage, Item]):
             return []
         device = model.embedding.weight.device
         inputs, targets = [BOS, *request.ids[:-1]], torch.tensor(request.ids, device=device)
-        condition = None if request.condition is None else request.condition[None].to(device)
+        condition = None if request.condition is None else request.condition[None].to(model.embedding.weight)
         tops: list[list[TokenChance]] = []
         with torch.inference_mode():
             x = model(torch.tensor([inputs], device=device), condition=condition)[0][0]
@@ -801,16 +821,15 @@ class Generation(Task[Passage, Item]):
         try:
             fitted = _Fitted.model_validate_json(path.read_bytes())
             self.conditions = Vocabulary(fitted.classes)
+            if fitted.classes and fitted.features:
+                raise DataError("classes and features; one of them fits")
         except (OSError, ValidationError, DataError) as error:
             raise BundleError(f"{path}: not the conditions of a text: {error}") from None
         self.features = fitted.features
 
     def read_examples(self, path: Path, **columns: Any) -> Sequence[Passage]:  # type: ignore[override]
-        if self.streams:
-            return read_text(path, **columns)
         if not self.features and not len(self.conditions):
-            lines = [passage.text for passage in read_text(path, **columns)]
-            return [Passage(line) for line in "".join(lines).splitlines() if line]
+            return read_text(path, **columns)
         if isinstance(columns.get("features"), str):
             columns["features"] = columns["features"].split(",")
         return read_conditioned(path, **columns)

@@ -205,4 +205,4 @@ def test_what_is_no_text_is_no_crash(writers: dict[str, Path], seqapp: Seqapp, m
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.FileIO(0, closefd=False), "utf-8"))
         said = seqapp("generate", writers["plain"], "-", *asked, stdin=b"the\nca\xff")
-    assert re.search(r"standard input: byte 6 .*(?i:utf-8)", refused(said))
+    assert re.search(r"byte 6 .*(?i:utf-8)", refused(said))
