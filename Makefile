@@ -4,7 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 # Another torch build: make train TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
 TORCH ?= torch==2.13.0
-CONFIGS ?= $(sort $(wildcard configs/sentiment/bundled-*.yaml))
+CONFIGS ?= $(sort $(wildcard configs/sentiment/bundled-*.yaml)) configs/generation/bundled-lstm.yaml
+# One config of each task that has baselines.
+BASELINES := $(foreach task,sentiment generation,$(firstword $(filter configs/$(task)/%,$(CONFIGS))))
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -26,8 +28,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-train: $(READY) ## train every network on the bundled data, log, register and compare (ARGS="train.seed=2")
-	$(BIN)/seqapp baseline $(firstword $(CONFIGS))
+train: $(READY) ## train the networks of CONFIGS on the bundled data, log, register and compare (ARGS="train.seed=2")
+	$(foreach config,$(BASELINES),$(BIN)/seqapp baseline $(config) &&) true
 	$(BIN)/seqapp train $(CONFIGS) $(ARGS)
 
 test: check ## everything that CI runs: style, types, tests
@@ -54,9 +56,10 @@ compare: $(READY) ## the finished runs side by side
 long-memory: $(READY) ## train every network on the long-memory problems and print the longest length each solves (1-2 h)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/long_memory.py $(ARGS)
 
-bench: $(READY) ## measure training speed and unrolling again; docs/benchmarks.md says what the long measurements are
+bench: $(READY) ## measure training, unrolling and decoding speed again; docs/benchmarks.md says what the long ones are
 	$(BIN)/python benchmarks/training_speed.py
 	$(BIN)/python benchmarks/unroll.py
+	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/report.py
 
 docs: $(READY) ## write docs/benchmarks.md from benchmarks/results, and the pictures of docs/models.md

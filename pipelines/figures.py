@@ -27,7 +27,7 @@ def figure(value: float, *, share: bool = False) -> str:
 def learning_curves(
     history: Mapping[str, Sequence[tuple[int, float]]], title: str, titles: Mapping[str, str] | None = None
 ) -> Figure:
-    """One panel per score, training beside validation.
+    """One panel per score that moves, training beside validation.
 
     Args:
         history: metric name such as "train/nll" -> (epoch, value) pairs.
@@ -35,7 +35,7 @@ def learning_curves(
         titles: score -> what its panel is called, where that is not the score's name.
     """
     scores = [name for name in dict.fromkeys(key.partition("/")[2] for key in history)
-              if f"validation/{name}" in history and f"train/{name}" in history]  # fmt: skip
+              if f"validation/{name}" in history and f"train/{name}" in history and _moves(history, name)]  # fmt: skip
     figure = Figure(figsize=(4.2 * max(1, len(scores)), 3.6), layout="constrained")
     figure.suptitle(title)
     for index, name in enumerate(scores):
@@ -49,6 +49,12 @@ def learning_curves(
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
+
+
+def _moves(history: Mapping[str, Sequence[tuple[int, float]]], name: str) -> bool:
+    """Whether a score is another in some epoch, or there is but one epoch."""
+    parts = [[value for _, value in history[f"{part}/{name}"]] for part in ("train", "validation")]
+    return any(len(values) < 2 or len(set(values)) > 1 for values in parts)
 
 
 def confusion_matrix(confusion: Confusion, title: str) -> Figure:

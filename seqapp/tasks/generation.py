@@ -40,7 +40,6 @@ from seqapp.decoding import (
 from seqapp.errors import BundleError, DataError
 from seqapp.metrics import Metric, Ratio, Surprise
 from seqapp.models.language_model import LanguageModel
-from seqapp.nn.heads import AdaptiveSoftmax, FullSoftmax
 from seqapp.nn.recurrent import Carry, map_carry
 from seqapp.registry import Spec
 from seqapp.tasks.base import TASKS, InputError, Task
@@ -482,7 +481,7 @@ class Generation(Task[Passage, Item]):
         if model.training:
             loss = model.head.loss(x, targets, previous=batch.inputs[scored])
             # A sampled head's loss is no likelihood, so it must not be shown as one.
-            exact = _is_likelihood(model.head)
+            exact = model.head.exact
         else:
             loss, exact = model.head.nll(x, targets).double().mean(), True
         total = loss.detach().double() * len(targets)
@@ -885,11 +884,6 @@ def _blocks(items: Stream | Sequence[Item]) -> Iterator[tuple[Any, Any]]:
     else:
         rows = [numpy.asarray(item.ids, numpy.int64) for item in items]
         yield numpy.concatenate([[BOS, *row[:-1]] for row in rows]), numpy.concatenate(rows)
-
-
-def _is_likelihood(head: nn.Module) -> bool:
-    """Whether the head's training loss is the exact nll, and not an estimate or something else besides."""
-    return isinstance(head, AdaptiveSoftmax) or (isinstance(head, FullSoftmax) and not head.label_smoothing)
 
 
 def _alike(requests: Sequence[_Request], key: Callable[[_Request], Hashable]) -> list[list[_Request]]:
