@@ -98,9 +98,11 @@ def _speed(records: dict[str, dict[str, Any]]) -> str:
 
 
 _LANGUAGE_MODELS = (
-    "Of the whole test split, each token after at least 512 of the tokens before it (static evaluation). Bits per "
+    "Of the whole split named with the data, each token after at least 512 of the tokens before it, or all there are "
+    "(static evaluation). Bits per "
     "character compare between all models of one text, nats per token only between those with the same tokens. "
-    "Kneser-Ney is an interpolated n-gram model of the same tokens, its order chosen on validation text. Dynamic "
+    "Kneser-Ney is an interpolated n-gram model of the same tokens, its order chosen on validation text, also where "
+    "that is what is reported. Dynamic "
     "evaluation goes on learning from the text it has been scored on, and is a figure of its own. Training time is "
     "that of the epochs, validation excluded."
 )
@@ -118,13 +120,13 @@ def _language_models(records: list[dict[str, Any]]) -> str:
         dynamic = _spread([run["dynamic"]["nll"] for run in runs if "dynamic" in run])
         seconds = sum(run["seconds"] for run in runs) / len(runs)
         lines.append(
-            f"| {record['data']} | `{Path(record['config']).stem}` ({record['parameters']:,} parameters, "
+            f"| {record['data']}, {split} | `{Path(record['config']).stem}` ({record['parameters']:,} parameters, "
             f"{record['tokens']:,} tokens) | {len(runs)} | {cells[0]} | {cells[1]} | {dynamic} | {seconds:,.0f} s |"
         )
         counted = record["baseline"]
         scores = counted["scores"][split]
         lines.append(
-            f"| {record['data']} | Kneser-Ney, order {counted['strength']:g} | | {scores['nll']:.4f} | "
+            f"| {record['data']}, {split} | Kneser-Ney, order {counted['strength']:g} | | {scores['nll']:.4f} | "
             f"{scores['bits_per_character']:.4f} | | {counted['seconds']:.0f} s, all orders |"
         )
     return "\n".join(lines)

@@ -4,13 +4,15 @@ python benchmarks/softmax.py [CORPUS]... [--heads NAME...] [--plain-steps 400] [
 
 Model: embedding 256, LSTM 256, 20 rows x 35 steps with carried state, learning rate 0.002. "plain" is nn.Embedding,
 nn.LSTM, nn.Linear, cross_entropy and torch.optim.Adam over everything; the others have a head of seqapp, gradients by
-row for the embedding, and AdamWByRow. All biases start at the log-frequencies, plain's too: otherwise plain would spend
-most of its time on learning them. For each head three ratios, plain to head:
+row for the embedding, and AdamWByRow, whose tables have betas (0.9, 0.99), where plain's have (0.9, 0.999). "full" is
+the full softmax trained that way, which tells what the optimiser alone brings. All biases start at the
+log-frequencies, plain's too: otherwise plain would spend most of its time on learning them. For each head three ratios,
+plain to head:
 
 layer: forward and backward through the output layer alone, on the same inputs, in alternating turns.
 step:  forward, backward and optimiser, in alternating turns; the next pieces of the text.
-wall:  training time to the first validation whose exact perplexity is no higher than plain's at its last step.
-       Validations read the same held-out tokens with carried state; their time does not count.
+wall:  training time to the second validation in a row whose exact perplexity is no higher than plain's at its last
+       step. Validations read the same held-out tokens with carried state; their time does not count.
 
 Corpora: "zipf", 500,000 words, of which half follow Zipf's law, log((r + 1) / r) / log(V + 1) for rank r, and half are
 one of 16 words that their predecessor prefers; "imdb", words of film reviews, 100,000 kinds of them. Each measurement
@@ -119,6 +121,9 @@ class Trainer:
         """Seconds of forward and backward through the head alone, x (B * T, I)."""
         self.optimizer.zero_grad()
         x = x.detach().requires_grad_()
+        # Planned for this batch; the next step begins an epoch of its own.
+        self.model.head.begin_epoch([batch[1].flatten()])
+        self.batches = iter(())
         started = time.perf_counter()
         self.model.head.train().loss(x, batch[1].flatten(), previous=batch[0].flatten()).backward()
         return time.perf_counter() - started
@@ -136,7 +141,7 @@ class Trainer:
 
 def pieces(ids: Tensor) -> Iterator[Batch]:
     """Inputs and targets, (R, T) each, of ids (R, n), in order."""
-    for first in range(0, ids.shape[1] - STEPS, STEPS):
+    for first in range(0, ids.shape[1] - STEPS, STEPS):  # a rest of fewer steps is left out
         yield ids[:, first : first + STEPS].contiguous(), ids[:, first + 1 : first + STEPS + 1].contiguous()
 
 
@@ -232,11 +237,12 @@ def peak_memory(name: str, classes: int, folder: Path) -> float:
 
 
 def learn(name: str, classes: int, folder: Path, steps: int, seconds: float, goal: float) -> list[list[float]]:
-    """[steps, training seconds, perplexity] of each validation; ends at ``goal`` or when a budget is used up."""
+    """[steps, training seconds, perplexity] of each validation; ends below ``goal`` twice, or with a budget."""
     train, validation = read_corpus(folder)
     trainer = Trainer(name, classes, train)
     done, clock, curve = 0, 0.0, [[0, 0.0, trainer.perplexity(validation)]]
-    while done < steps and clock < seconds and curve[-1][2] > goal:
+    # Twice in a row, since one of many looks at few tokens may be lucky.
+    while done < steps and clock < seconds and max(look[2] for look in curve[-2:]) > goal:
         for _ in range(min(max(EVERY, done // 10), steps - done)):
             clock += trainer.step()
             done += 1
@@ -265,7 +271,7 @@ def measure(corpus: str, classes: int, names: list[str], arguments: argparse.Nam
             found |= apart(time_turns, name, classes, folder, turns)
             found["memory_gb"] = apart(peak_memory, name, classes, folder)
             found["curve"] = apart(learn, name, classes, folder, 100 * steps, arguments.patience * wall, goal)
-            reached = found["curve"][-1][2] <= goal
+            reached = max(look[2] for look in found["curve"][-2:]) <= goal
             found["wall_seconds"] = found["curve"][-1][1] if reached else None
             found["ratios"] = {part: found[part]["plain"] / found[part][name] for part in ("layer", "step")}
             found["ratios"]["wall"] = wall / found["wall_seconds"] if reached else None
@@ -299,11 +305,11 @@ def table(result: dict[str, Any]) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("corpora", nargs="*", default=[], help="zipf, imdb; both if none is named")
-    parser.add_argument("--heads", nargs="+", default=list(KINDS)[2:], choices=list(KINDS)[1:])
+    parser.add_argument("--heads", nargs="+", default=list(KINDS)[1:], choices=list(KINDS)[1:])
     parser.add_argument("--vocabulary", type=int, help="instead of 500,000 or 100,000")
     parser.add_argument("--plain-steps", type=int, default=400, help="after which plain's perplexity is the goal")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--held-out", type=int, default=3500, help="tokens of a validation")
+    parser.add_argument("--held-out", type=int, default=7020, help="tokens of a validation, and one for each row")
     parser.add_argument("--pieces", type=int, default=4000, help="training steps until the synthetic text is over")
     parser.add_argument("--patience", type=float, default=0.2, help="the share of plain's time that a head may take")
     parser.add_argument("--quick", action="store_true", help="a small vocabulary and few steps; records nothing")

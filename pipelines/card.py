@@ -109,7 +109,8 @@ def model_card(
         rows.append(f"| {' | '.join([split, f'{sizes[split]:,}', *cells])} |")
     data = "\n".join(f"- {split}: {sizes[split]:,} {task.unit}, SHA-256 `{digests[split]}`" for split in sizes)
     chooser = "No" if resolved["train"]["keep"] == "last" else "The validation"
-    about = f"{chooser} split chose between epochs; the test split was read once, after training."
+    about = f"{chooser} split chose between epochs"
+    about += "; the test split was read once, after training." if "test" in totals else "."
     if bounded:
         about += f" The interval is Wilson's and\ncovers the choice of {task.unit}, not of seeds."
     commit = source.get("git_commit", "unknown") + (

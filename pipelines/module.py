@@ -19,7 +19,8 @@ from pipelines.figures import figure
 from pipelines.optim import AdamWByRow, clip_norm_, clip_value_, total_norm
 from seqapp import metrics
 from seqapp.errors import SeqappError
-from seqapp.metrics import Metric
+from seqapp.metrics import Metric, Ratio
+from seqapp.nn.heads import Head
 from seqapp.nn.ngrams import NgramBag
 from seqapp.nn.recurrent import Carry, NotFinite, map_carry
 from seqapp.tasks import Task
@@ -27,6 +28,8 @@ from seqapp.tasks import Task
 ParamList = tuple[Tensor, ...] | list[Tensor]
 
 log = logging.getLogger(__name__)
+
+_NO_NORM = Ratio("train/gradient_norm", torch.tensor(0.0, dtype=torch.float64), 0)
 
 
 class Reader:
@@ -95,12 +98,12 @@ class Learner(pl.LightningModule):
         self._validation: dict[str, Metric] = {}
         self._tokens = 0
         self._seconds = 0.0
-        self._gradient_norms: list[Tensor] = []
+        self._gradient_norm = _NO_NORM
 
     def on_train_epoch_start(self) -> None:
         self._reader = Reader(self.task, self.model, carried=self.truncated)
         self.task.begin_epoch(self.model, self.trainer.train_dataloader or ())
-        self._totals, self._tokens, self._gradient_norms = {}, 0, []
+        self._totals, self._tokens, self._gradient_norm = {}, 0, _NO_NORM
         self._seconds = time.perf_counter()
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
@@ -145,7 +148,7 @@ class Learner(pl.LightningModule):
             optimizer_closure()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        self._gradient_norms.append(total_norm(self.model.parameters()))
+        self._gradient_norm += Ratio(_NO_NORM.name, total_norm(self.model.parameters()).double(), 1)
 
     def configure_gradient_clipping(
         self,
@@ -166,7 +169,7 @@ class Learner(pl.LightningModule):
         scores = {f"train/{name}": value for name, value in metrics.read(self._totals).items()}
         scores["train/tokens_per_second"] = self._tokens / self._seconds
         scores["train/seconds"] = self._seconds
-        scores["train/gradient_norm"] = float(torch.stack(self._gradient_norms).mean())
+        scores |= self._gradient_norm.scores()
         scores["train/learning_rate"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
         self._log(scores)
         # What callbacks log through Lightning at this moment gets the epoch as its step, too.
@@ -215,8 +218,13 @@ class Learner(pl.LightningModule):
 
 
 def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> AdamWByRow:
-    """AdamW over three groups: matrices, which decay; biases and norms, which do not; tables of embeddings, by row."""
+    """AdamW over three groups: matrices, which decay; biases and norms, which do not; tables, by row.
+
+    Tables are those of embeddings and bags, and what a head with sparse gradients owns.
+    """
     tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding | NgramBag)]
+    heads = [m for m in model.modules() if isinstance(m, Head) and m.sparse]
+    tables += [p for head in heads for p in head.parameters() if all(p is not table for table in tables)]
     rest = [p for p in model.parameters() if all(p is not table for table in tables)]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay},

@@ -358,6 +358,11 @@ def _check(options: Training, task: Task[Any, Any], kind: str) -> None:
             f"train.clip_value is {options.clip_value:g} and train.clip_norm is {options.clip_norm:g}; a gradient is "
             "clipped by value or by norm, so one of them must be 0, such as train.clip_norm=0"
         )
+    if options.keep == "last" and options.patience:
+        raise ConfigError(
+            f"train.keep: last is for a validation score that chooses nothing, but train.patience={options.patience} "
+            "stops by it; train.patience=0 fits, or train.keep=best"
+        )
     if task.streams and not options.truncate:
         raise ConfigError(
             f"train.truncate: the task {kind!r} reads one long text in pieces of this many steps; 0 does not fit, 128 "
@@ -385,7 +390,8 @@ def _fit(
     last = ModelCheckpoint(best.dirpath, filename="last", enable_version_counter=False)
     callbacks: list[Callback] = [best, last, RecurrentWatch()]
     if options.average:
-        callbacks.append(WeightAveraging(multi_avg_fn=running_average(options.average)))
+        # Buffers are no weights: orders of classes, tables of proposals. They stay as they are.
+        callbacks.append(WeightAveraging(use_buffers=False, multi_avg_fn=running_average(options.average)))
     if options.patience:
         callbacks.append(EarlyStopping(f"validation/{name}", mode=mode, patience=options.patience))
     callbacks.append(Samples())

@@ -48,7 +48,8 @@ class Samples(Callback):
     Stands after a callback that averages weights, whose average then speaks.
     """
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not on_fit_start, when a resumed run still counts its epochs from 0.
         if trainer.current_epoch == 0:
             _log_sample(trainer, pl_module, 0)
 

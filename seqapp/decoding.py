@@ -113,7 +113,8 @@ class NoRepeatNgram:
 
     Args:
         size: n; 1 lets no token come twice.
-        prompt: (N, P) tokens whose n-grams count as well, or None.
+        prompt: (N, P) tokens whose n-grams count as well, or None; what stands for no token comes first, so that
+            n-grams go on from the prompt into the prefix.
 
     Raises:
         ValueError: if the size is below 1.
@@ -129,10 +130,12 @@ class NoRepeatNgram:
         seen = _join(self.prompt, prefix)
         if seen.shape[1] < self.size:
             return logits
-        grams = seen.unfold(1, self.size, 1)
-        begun = seen[:, None, seen.shape[1] - self.size + 1 :]
-        again = (grams[..., :-1] == begun).all(-1) & (grams >= 0).all(-1)
-        barred = torch.zeros_like(logits).scatter_add_(1, grams[..., -1].clamp(min=0), again.to(logits.dtype)) > 0
+        last = seen[:, self.size - 1 :]
+        again = last >= 0
+        for back in range(1, self.size):
+            begun = seen[:, -back, None]
+            again &= (seen[:, self.size - 1 - back : seen.shape[1] - back] == begun) & (begun >= 0)
+        barred = torch.zeros_like(logits).scatter_add_(1, last.clamp(min=0), again.to(logits.dtype)) > 0
         return logits.masked_fill(barred, BARRED)
 
 

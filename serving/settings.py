@@ -26,6 +26,9 @@ class Settings(BaseSettings):
     max_beam_tokens: int = Field(
         default=32_768, ge=1, description="most work of one request's beam search: prompts x beam_size x max_tokens"
     )
+    max_logprobs: int = Field(
+        default=500_000, ge=1, description="most log-probabilities in one answer, rivals and echoed prompts counted"
+    )
     max_bytes: int = Field(default=8 * 1024 * 1024, ge=1, description="largest request body")
     threads: int | None = Field(
         default=None, ge=1, description="threads of one forward pass; none shares the cores out evenly"

@@ -84,11 +84,11 @@ def test_evaluation_scores_every_token_once_after_its_own_past(data: st.DataObje
 def test_epochs_cut_at_other_places_and_an_epoch_repeats() -> None:
     stream = stream_of(list(range(4, 900)))
 
-    def cuts(epoch: int) -> list[int]:
+    def cuts(epoch: int) -> range:
         return training_pieces(stream, rows=3, steps=50, seed=5, epoch=epoch).cuts
 
     assert cuts(1) == cuts(1)
-    assert len({tuple(cuts(epoch)) for epoch in range(8)}) > 4
+    assert len({cuts(epoch) for epoch in range(8)}) > 4
 
 
 def test_characters_of_all_pieces_are_those_of_the_text() -> None:
@@ -117,7 +117,7 @@ def test_a_text_larger_than_the_memory_allowed_is_read_in_pieces() -> None:
     stream = Stream.write((block for _ in range(64)), vocabulary_size=100)  # 32 MiB in the file
     tracemalloc.start()
     count = 0
-    for batch in training_pieces(stream, rows=8, steps=4096, seed=0, epoch=0):
+    for batch in training_pieces(stream, rows=512, steps=64, seed=0, epoch=0):
         count += int(batch.scored.sum())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

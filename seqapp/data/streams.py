@@ -9,6 +9,7 @@ import random
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import numpy
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqapp.data.tokenizers import BOS, EOS, PAD
+from seqapp.errors import DataError
 
 CONTEXT = 512
 """Tokens that a row of an evaluation reads before the first one it scores."""
@@ -75,11 +77,21 @@ class Stream:
             documents: ids of one after the other.
             characters: of the text; None counts a token as one.
             vocabulary_size: V, which decides between two and four bytes a token.
+
+        Raises:
+            DataError: if the file cannot be written.
         """
         kind = numpy.dtype(numpy.uint16 if vocabulary_size <= 2**16 else numpy.uint32)
         with tempfile.TemporaryFile() as file:
-            size = sum(file.write(numpy.asarray(ids, kind).tobytes()) for ids in documents) // kind.itemsize
-            file.flush()
+            size = 0
+            for ids in documents:
+                content = numpy.asarray(ids, kind).tobytes()
+                try:
+                    size += file.write(content) // kind.itemsize
+                    file.flush()
+                except OSError as error:
+                    raise DataError(f"{tempfile.gettempdir()}: the tokens of the text cannot be written: "
+                                    f"{error.strerror}; TMPDIR names another folder") from None  # fmt: skip
             # A mapping of nothing is refused; the file may be unlinked while the mapping lives.
             ids = numpy.memmap(file, kind, mode="r", shape=(size,)) if size else numpy.empty(0, kind)
         return cls(ids, size if characters is None else characters)
@@ -119,16 +131,16 @@ class Pieces(Iterable[Batch]):
     def __init__(self, stream: Stream, spans: Sequence[Span], *, steps: int, first: int | None = None) -> None:
         self.stream, self.steps = stream, steps
         self.spans = sorted(spans, key=lambda span: span.start - span.stop)
-        longest = self.spans[0].stop - self.spans[0].start
-        first = min(first or steps, longest)
-        self.cuts = [0, *range(first, longest, steps), longest]
+        self.longest = self.spans[0].stop - self.spans[0].start
+        self.cuts = range(min(first or steps, self.longest), self.longest, steps)
+        """Where one piece ends and another begins."""
 
     def __len__(self) -> int:
-        return len(self.cuts) - 1
+        return len(self.cuts) + 1
 
     def __iter__(self) -> Iterator[Batch]:
         share = self.stream.characters / max(1, len(self.stream))
-        for begin, end in zip(self.cuts[:-1], self.cuts[1:], strict=True):
+        for begin, end in pairwise(chain([0], self.cuts, [self.longest])):
             rows = [span for span in self.spans if span.stop - span.start > begin]
             lengths = [min(end, span.stop - span.start) - begin for span in rows]
             inputs, targets = (torch.full((len(rows), end - begin), PAD) for _ in range(2))

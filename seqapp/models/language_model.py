@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from seqapp.data.tokenizers import BOS, PAD
+from seqapp.data.batching import pad
+from seqapp.data.tokenizers import BOS
 from seqapp.models.registry import MODELS
 from seqapp.nn import cells  # noqa: F401  (registers the networks by name)
 from seqapp.nn.decode import fast_logits, fast_step
@@ -21,6 +22,10 @@ from seqapp.nn.recurrent import RECURRENT, Carry, Recurrent, map_carry, select
 from seqapp.nn.rows import take_rows
 from seqapp.registry import Probability, Size, Spec
 
+LARGE = 10_000
+"""Rows of a table from which sparse gradients are the cheaper ones."""
+READ_AT_ONCE = 512
+"""Steps of a prompt in memory."""
 Step = Callable[[Tensor, Carry], tuple[Tensor, Carry]]
 """tokens (N,), carry -> logits (N, V), carry."""
 
@@ -63,6 +68,12 @@ class LanguageModel(nn.Module):
         self.input_dropout, self.output_dropout = LockedDropout(input_dropout), LockedDropout(output_dropout)
 
     @property
+    def by_row(self) -> bool:
+        """Whether training gives the table sparse gradients: it is large, and no dense head shares it."""
+        tied = any(parameter is self.embedding.weight for parameter in self.head.parameters())
+        return self.head.sparse or (not tied and self.vocabulary_size >= LARGE)
+
+    @property
     def vocabulary_size(self) -> int:
         """V."""
         return self.embedding.num_embeddings
@@ -89,7 +100,7 @@ class LanguageModel(nn.Module):
     def embed(self, ids: Tensor, condition: Tensor | None = None) -> Tensor:
         """ids (B, T) -> (B, T, E)."""
         table = self.embedding.weight
-        x = take_rows(table, ids) if self.head.sparse and self.training else nn.functional.embedding(ids, table)
+        x = take_rows(table, ids) if self.by_row and self.training else nn.functional.embedding(ids, table)
         x = self.embedding_dropout(x, ids)
         if self.condition is not None and self.at_every_step:
             x = x + self.condition(condition)[:, None]
@@ -123,11 +134,11 @@ class LanguageModel(nn.Module):
         """
         device = self.embedding.weight.device
         rows = [[BOS, *prompt] for prompt in prompts]
-        lengths = torch.tensor([len(row) - 1 for row in rows], device=device)
         tokens = torch.tensor([row[-1] for row in rows], device=device)
         carry = self.begin(self.embedding.weight.new_zeros(len(rows), self.embedding.embedding_dim), condition)
-        if size := int(lengths.max()):
-            ids = torch.tensor([[*row[:-1], *[PAD] * (size + 1 - len(row))] for row in rows], device=device)
+        for first in range(0, max(map(len, rows)) - 1, READ_AT_ONCE):
+            parts = [row[first : min(first + READ_AT_ONCE, len(row) - 1)] for row in rows]
+            ids, lengths = (part.to(device) for part in pad(parts))
             after = self.encoder(self.embed(ids, condition), lengths.clamp(min=1), carry)[1]
             carry = select(lengths > 0, after, carry)
         step: Callable[..., Any]

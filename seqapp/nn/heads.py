@@ -330,7 +330,7 @@ class AdaptiveImportance(SampledSoftmax):
         # What was seen of the model is in no checkpoint; an epoch run again after a cut must be the same epoch.
         if isinstance(self._proposal, Follower):
             self._proposal = self._proposal.stays
-            self._follow(self._start)
+            self._follow(self._start.to(self.project.weight.device))
         self._noise, self.samples = None, self.least
 
     @property

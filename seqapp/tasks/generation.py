@@ -46,6 +46,8 @@ from seqapp.tasks.base import TASKS, InputError, Task
 
 MOST_TOKENS = 4096
 """Most tokens in one completion."""
+MOST_NGRAM = 64
+"""Longest n-gram that may be kept from coming twice."""
 MOST_BEAMS = 64
 """Most hypotheses kept in a beam search."""
 MOST_COMPLETIONS = 64
@@ -53,13 +55,15 @@ MOST_COMPLETIONS = 64
 ROWS_AT_ONCE = 256
 """Most completions that grow together."""
 SCORED_AT_ONCE = 64
-"""Tokens of a prompt whose likeliest rivals are found together."""
+"""Tokens of a prompt that are scored together."""
 SHOWN_UNKNOWN = 5
 """Most unknown parts of a prompt named in a note."""
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE, SAMPLED_CLASSES = 300, 0.8, 20
 """Of what the model says after each epoch."""
-PROMPT_CHARACTERS, GOLDEN_TOKENS = 48, 16
-"""Of the questions a bundle is asked when it is loaded."""
+PROMPT_CHARACTERS = 100
+"""Of the texts a bundle is asked to score when it is loaded."""
+LONGEST_ROW = 10_000
+"""Most tokens of a text that is learned as one row."""
 COUNTED_AT_ONCE = 2**22
 """Tokens of a stream in memory while pairs are counted."""
 
@@ -84,7 +88,9 @@ class GenerationInput(BaseModel):
         default=None, description="for a model trained with one: the class, or the features, that the text depends on"
     )
     max_tokens: int = Field(default=200, ge=0, le=MOST_TOKENS, description="most tokens to add")
-    min_tokens: int = Field(default=0, ge=0, le=MOST_TOKENS, description="the text does not end before this many")
+    min_tokens: int = Field(
+        default=0, ge=0, le=MOST_TOKENS, description="the text does not end before this many, but at a stop text"
+    )
     n: int = Field(default=1, ge=1, le=MOST_COMPLETIONS, description="completions wanted")
     seed: int | None = Field(default=None, ge=0, lt=2**63, description="equal seeds give equal texts; null draws one")
     temperature: float = Field(
@@ -100,12 +106,14 @@ class GenerationInput(BaseModel):
     typical_p: float = Field(
         default=1.0, gt=0, le=1, description="sample from the most typical tokens that make up this share"
     )
-    repetition_penalty: float = Field(default=1.0, gt=0, le=100, description="divides the odds of tokens used before")
+    repetition_penalty: float = Field(default=1.0, gt=0, le=100, description="above 1 makes tokens used before rarer")
     frequency_penalty: float = Field(default=0.0, ge=-100, le=100, description="taken off a logit for each earlier use")
     presence_penalty: float = Field(
         default=0.0, ge=-100, le=100, description="taken off the logit of a token used before"
     )
-    no_repeat_ngram_size: int = Field(default=0, ge=0, description="no n-gram of this size comes twice; 0 allows it")
+    no_repeat_ngram_size: int = Field(
+        default=0, ge=0, le=MOST_NGRAM, description="no n-gram of this size comes twice; 0 allows it"
+    )
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
         default={}, description="added to the logits of tokens, named by their text"
     )
@@ -118,7 +126,7 @@ class GenerationInput(BaseModel):
     )
     beam_groups: int = Field(default=1, ge=1, le=MOST_BEAMS, description="groups of beams that differ from each other")
     diversity: float = Field(
-        default=0.0, ge=0, le=100, description="taken off a logit for each earlier group that chose the token"
+        default=0.0, ge=0, le=100, description="taken off a logit for each earlier group's beam that chose it"
     )
     logprobs: int | None = Field(
         default=None, ge=0, le=20, description="also give each token's log-probability and this many likeliest tokens"
@@ -429,6 +437,10 @@ class Generation(Task[Passage, Item]):
             if not ids:
                 problems[index] = "the text is empty"
                 continue
+            if len(ids) > LONGEST_ROW:
+                problems[index] = (f"{len(ids):,} tokens are too long for one row; at most {LONGEST_ROW:,} fit, or "
+                                   "task.reads: lines or stream")  # fmt: skip
+                continue
             items.append(Item(ids, len(passage.text), condition))
         if problems:
             raise InputError.of(problems)
@@ -522,7 +534,7 @@ class Generation(Task[Passage, Item]):
                 outputs[one.index] = self._output(model, one, completions)
         return [outputs[index] for index in range(len(inputs))]
 
-    def stream(self, model: nn.Module, given: GenerationInput, *, notes: list[str] | None = None) -> Iterator[Piece]:
+    def stream(self, model: nn.Module, given: GenerationInput) -> Iterator[Piece]:
         """The completions of one prompt as they grow; a search gives each of them whole at its end.
 
         What is computed follows what is read: closing the iterator stops the work.
@@ -619,19 +631,24 @@ class Generation(Task[Passage, Item]):
     ) -> Iterator[tuple[int, Piece]]:
         requests = list({id(one): one for one, _ in places}.values())
         given = [one.given for one, _ in places]
-        step, carry, tokens = self._start(model, requests)
         order = [requests.index(one) for one, _ in places]
-        if order != list(range(len(requests))):
+        copies = len(places) // len(requests)
+        if order == [index for index in range(len(requests)) for _ in range(copies)]:
+            step, carry, tokens = self._start(model, requests, copies)
+        else:
+            step, carry, tokens = self._start(model, requests)
             which = torch.tensor(order, device=tokens.device)
             carry, tokens = map_carry(lambda leaf: leaf[which], carry), tokens[which]
-        sampler = Sample(
-            [_seed(one.seed or 0, number) for one, number in places],
-            temperature=_rows([one.temperature for one in given]),
-            top_k=_counts([one.top_k or self.tokenizer.size for one in given], self.tokenizer.size),
-            top_p=_rows([one.top_p for one in given]),
-            min_p=_rows([one.min_p for one in given]),
-            typical_p=_rows([one.typical_p for one in given]),
-        )
+        with tokens.device:
+            processors = self._processors([one for one, _ in places])
+            sampler = Sample(
+                [_seed(one.seed or 0, number) for one, number in places],
+                temperature=_rows([one.temperature for one in given]),
+                top_k=_counts([one.top_k or self.tokenizer.size for one in given], self.tokenizer.size),
+                top_p=_rows([one.top_p for one in given]),
+                min_p=_rows([one.min_p for one in given]),
+                typical_p=_rows([one.typical_p for one in given]),
+            )
         asked = [one.logprobs for one in given if one.logprobs is not None]
         steps = stream(
             step,
@@ -640,7 +657,7 @@ class Generation(Task[Passage, Item]):
             eos_id=EOS,
             max_steps=max(one.max_tokens for one in given),
             sampler=sampler,
-            processors=self._processors([one for one, _ in places]),
+            processors=processors,
             top=max(asked, default=0),
         )
         for place, one in enumerate(given):
@@ -670,6 +687,8 @@ class Generation(Task[Passage, Item]):
         given = requests[0].given
         beams = given.beam_size or 1
         step, carry, tokens = self._start(model, requests, beams)
+        with tokens.device:
+            processors = self._processors([one for one in requests for _ in range(beams)])
         found = beam_search(
             step,
             carry,
@@ -681,7 +700,7 @@ class Generation(Task[Passage, Item]):
             length_penalty=given.length_penalty,
             groups=given.beam_groups,
             diversity=given.diversity,
-            processors=self._processors([one for one in requests for _ in range(beams)]),
+            processors=processors,
             return_tree=given.return_beams,
         )
         outputs = []
@@ -739,7 +758,10 @@ class Generation(Task[Passage, Item]):
         """What changes the logits of these rows, one request each."""
         size, given = self.tokenizer.size, [one.given for one in rows]
         made: list[Processor] = [forbid([PAD, UNK, BOS], size)]
-        prompt = pad([one.ids for one in rows], -1)[0] if any(one.ids for one in rows) else None
+        prompt = None
+        looks_back = any(one.repetition_penalty != 1 or one.no_repeat_ngram_size for one in given)
+        if looks_back and any(one.ids for one in rows):
+            prompt = pad([one.ids[::-1] for one in rows], -1)[0].flip(1)  # so that n-grams go on from it into the text
         if any(one.repetition_penalty != 1 for one in given):
             made.append(RepetitionPenalty(_rows([one.repetition_penalty for one in given]), prompt))
         frequency, presence = (_rows([getattr(one, f"{name}_penalty") for one in given])
@@ -763,14 +785,19 @@ class Generation(Task[Passage, Item]):
         if count is None or not request.ids:
             return []
         device = model.embedding.weight.device
-        inputs, targets = [BOS, *request.ids[:-1]], torch.tensor(request.ids, device=device)
+        inputs, targets = (torch.tensor(ids, device=device) for ids in ([BOS, *request.ids[:-1]], request.ids))
         condition = None if request.condition is None else request.condition[None].to(model.embedding.weight)
+        chances: list[float] = []
         tops: list[list[TokenChance]] = []
+        carry: Carry = None
         with torch.inference_mode():
-            x = model(torch.tensor([inputs], device=device), condition=condition)[0][0]
-            chances = (-model.head.nll(x, targets)).tolist()
-            for block in x.split(SCORED_AT_ONCE) if count else ():
-                values, ids = model.head.logits(block).log_softmax(-1).topk(min(count, self.tokenizer.size))
+            parts = torch.split(inputs, SCORED_AT_ONCE), torch.split(targets, SCORED_AT_ONCE)
+            for read, wanted in zip(*parts, strict=True):
+                x, carry = model(read[None], None, carry, condition)
+                chances += (-model.head.nll(x[0], wanted)).tolist()
+                if not count:
+                    continue
+                values, ids = model.head.logits(x[0]).log_softmax(-1).topk(min(count, self.tokenizer.size))
                 tops += [
                     [TokenChance(token=self.tokenizer.token_text(i), log_prob=p) for i, p in zip(*row, strict=True)]
                     for row in zip(ids.tolist(), values.tolist(), strict=True)
@@ -798,8 +825,9 @@ class Generation(Task[Passage, Item]):
 
     def as_input(self, example: Passage) -> GenerationInput:
         condition = list(example.condition) if isinstance(example.condition, tuple) else example.condition
-        prompt = example.text[:PROMPT_CHARACTERS] if self.streams else ""
-        return GenerationInput(prompt=prompt, condition=condition, max_tokens=GOLDEN_TOKENS, temperature=0)
+        # Scores, for which a bundle's answer is checked with tolerance: a choice between near equals has none.
+        prompt = example.text[:PROMPT_CHARACTERS]
+        return GenerationInput(prompt=prompt, condition=condition, max_tokens=0, echo=True, logprobs=0)
 
     def describe(self) -> str:
         kind = "Goes on from a prompt, token by token"

@@ -278,6 +278,11 @@ def _check(asked: CompletionRequest, prompts: Sequence[str], settings: Settings)
     if work > settings.max_beam_tokens:
         wrong.append(("beam_size", f"{many} prompts x {asked.beam_size} beams x {asked.max_tokens} tokens are {work}; "
                       f"at most {settings.max_beam_tokens} fit in one request"))  # fmt: skip
+    if asked.logprobs is not None:
+        told = asked.n * (many * asked.max_tokens + asked.echo * sum(map(len, prompts))) * (1 + asked.logprobs)
+        if told > settings.max_logprobs:
+            wrong.append(("logprobs", f"an answer of up to {told} log-probabilities is too large; at most "
+                          f"{settings.max_logprobs} fit"))  # fmt: skip
     if asked.return_beams and asked.stream:
         wrong.append(("return_beams", "the tree is whole when the search ends; without stream it fits"))
     if asked.return_beams and many > 1:

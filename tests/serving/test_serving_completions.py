@@ -25,6 +25,7 @@ from tests.serving.conftest import TEXTS
 PATH = "/v1/completions"
 JSON = {"Content-Type": "application/json"}
 LIMITS = Settings(max_items=3, max_characters=1000, max_completions=6, max_tokens=400, max_beam_tokens=500,
+                  max_logprobs=20_000,
                   max_bytes=100_000, stall_seconds=0.05)  # fmt: skip
 
 
@@ -465,6 +466,8 @@ def test_a_stream_of_an_engine_that_closes_is_cut_off(engine: Engine) -> None:
         ({"max_tokens": 4097}, "max_tokens", "less than or equal to 4096, not 4097"),
         ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
         ({"beam_size": 5, "max_tokens": 101}, "beam_size", "1 prompts x 5 beams x 101 tokens are 505; at most 500"),
+        ({"prompt": "x" * 1000, "echo": True, "logprobs": 20, "max_tokens": 0}, "logprobs", "21000 log-probabilities"),
+        ({"no_repeat_ngram_size": 65}, "no_repeat_ngram_size", "64"),
         ({"beam_size": 0}, "beam_size", "greater than or equal to 1"),
         ({"beam_size": 65}, "beam_size", "less than or equal to 64"),
         ({"temperature": -0.1}, "temperature", "greater than or equal to 0, not -0.1"),
@@ -606,7 +609,7 @@ def test_the_page_shows_requests_that_are_accepted_and_the_limits_that_hold(
     limits = re.findall(r"^\| `SEQAPP_(\w+)` \| (\d+)", page, flags=re.MULTILINE)
     assert {name.lower(): int(value) for name, value in limits} == {
         name: getattr(Settings(), name)
-        for name in ("max_items", "max_characters", "max_completions", "max_tokens", "max_beam_tokens")
+        for name in ("max_items", "max_characters", "max_completions", "max_tokens", "max_beam_tokens", "max_logprobs")
     }
     shown = set(re.findall(r"`(\w+)`", page[page.index("| field |") : page.index("`user` is taken")]))
     assert CompletionRequest.model_fields.keys() - {"user", "suffix"} <= shown
