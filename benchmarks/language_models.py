@@ -23,10 +23,11 @@ from pipelines.dynamic import dynamic_scores
 from pipelines.options import SECTIONS
 from pipelines.run import train
 from seqapp import bundle, config, metrics
+from seqapp.completion import GenerationInput
 from seqapp.data.splits import SOURCES, Splits
 from seqapp.references import connect
 from seqapp.tasks import TASKS
-from seqapp.tasks.generation import Generation, GenerationInput
+from seqapp.tasks.generation import Generation
 
 
 def reported(splits: Splits[Any]) -> str:

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from pipelines.predict import complaints
 from seqapp.bundle import Bundle
+from seqapp.completion import GenerationInput
 from seqapp.data.tokenizers import clean
 from seqapp.errors import SeqappError
 from seqapp.tasks import InputError
-from seqapp.tasks.generation import Generation, GenerationInput
+from seqapp.tasks.generation import Generation
 
 
 def generate(loaded: Bundle, fields: Mapping[str, Any], *, as_json: bool = False) -> None:

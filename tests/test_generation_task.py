@@ -19,22 +19,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from seqapp import metrics
+from seqapp.completion import MOST_TOKENS, GenerationInput, GenerationOutput, Piece, ScoredToken
 from seqapp.data.streams import Stream
 from seqapp.data.text import Passage
 from seqapp.data.tokenizers import BOS, EOS, PAD, UNK
 from seqapp.errors import BundleError, DataError
 from seqapp.models.language_model import LanguageModel
 from seqapp.tasks import TASKS, InputError
-from seqapp.tasks.generation import (
-    MOST_TOKENS,
-    Generation,
-    GenerationInput,
-    GenerationOutput,
-    Piece,
-    ScoredToken,
-    bigrams,
-    unigrams,
-)
+from seqapp.tasks.generation import Generation, bigrams, unigrams
 
 TEXTS = ["The cat sat on the mat, and the dog sat too.\n", "A naïve café: 你好! 🙂 “no”\n", "the the cat's mat"]
 TOKENIZERS: dict[str, dict[str, Any]] = {
@@ -206,7 +198,7 @@ def test_more_rows_than_are_decoded_together_change_nothing(monkeypatch: pytest.
     task, model = writer()
     requests = [GenerationInput(**fields) for fields in OPTIONS[:9]]
     whole = task.predict(model, requests)
-    monkeypatch.setattr("seqapp.tasks.generation.ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("seqapp.completion.ROWS_AT_ONCE", 2)
     assert all(close(a.model_dump(), b.model_dump())
                for a, b in zip(task.predict(model, requests), whole, strict=True))  # fmt: skip
 

@@ -15,9 +15,9 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic import BaseModel, Field, field_validator, model_validator
 from starlette.types import Message, Receive, Scope, Send
 
+from seqapp.completion import MOST_TOKENS, BeamNode, GenerationInput, GenerationOutput, Piece, ScoredToken
 from seqapp.data.tokenizers import clean
 from seqapp.tasks import InputError
-from seqapp.tasks.generation import MOST_TOKENS, BeamNode, GenerationInput, GenerationOutput, Piece, ScoredToken
 from serving.engine import Pieces
 from serving.problems import COMPLETIONS, ProblemError, Wire, documented, fields, json_type, misfit, render, texts
 from serving.routes import TIMING, LiveModels, ServerSettings

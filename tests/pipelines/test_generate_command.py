@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from seqapp import bundle
+from seqapp.completion import GenerationInput, Piece
 from seqapp.data.text import Passage
 from seqapp.tasks import TASKS
-from seqapp.tasks.generation import Generation, GenerationInput, Piece
+from seqapp.tasks.generation import Generation
 from tests.pipelines.test_command_line import refused
 from tests.pipelines.worlds import Done, Said
 

@@ -22,6 +22,7 @@ from pipelines import run
 from pipelines.data import Data
 from pipelines.module import Learner
 from seqapp import bundle, metrics
+from seqapp.completion import GenerationInput
 from seqapp.data import streams
 from seqapp.data.splits import Splits
 from seqapp.data.text import Passage
@@ -30,7 +31,7 @@ from seqapp.errors import ConfigError, DataError
 from seqapp.models.language_model import LanguageModel
 from seqapp.nn.heads import HEADS
 from seqapp.tasks import TASKS
-from seqapp.tasks.generation import Generation, GenerationInput
+from seqapp.tasks.generation import Generation
 from tests.pipelines.worlds import Done, Said, World, steady
 
 Seqapp = Callable[..., Said]

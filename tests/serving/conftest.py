@@ -11,10 +11,11 @@ import torch
 from fastapi.testclient import TestClient
 
 from seqapp import bundle
+from seqapp.completion import GenerationInput
 from seqapp.data.splits import LabelledText
 from seqapp.data.text import Passage
 from seqapp.tasks import TASKS
-from seqapp.tasks.generation import Generation, GenerationInput
+from seqapp.tasks.generation import Generation
 from seqapp.tasks.sentiment import Sentiment, SentimentInput
 from serving.app import create_app
 from serving.models import go_live

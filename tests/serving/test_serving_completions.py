@@ -14,7 +14,8 @@ import pytest
 from fastapi.testclient import TestClient
 from httpx2 import Response
 
-from seqapp.tasks.generation import Generation, GenerationInput, GenerationOutput, Piece
+from seqapp.completion import Completer, GenerationInput, GenerationOutput, Piece
+from seqapp.tasks.generation import Generation
 from serving.app import create_app
 from serving.engine import Engine
 from serving.models import Models, go_live
@@ -523,13 +524,13 @@ def test_a_misfit_names_its_field(writer: TestClient, body: Any, param: str, say
 def test_a_prompt_that_the_task_refuses_is_named_by_its_place(
     writer: TestClient, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    def refuse(task: Generation, index: int, given: GenerationInput) -> Any:
+    def refuse(completer: Completer, index: int, given: GenerationInput, condition: Any) -> Any:
         if given.prompt == "b":
             raise ValueError("too odd")
-        return request(task, index, given)
+        return request(completer, index, given, condition)
 
-    request = Generation._request
-    monkeypatch.setattr(Generation, "_request", refuse)
+    request = Completer.request
+    monkeypatch.setattr(Completer, "request", refuse)
     found = error(writer.post(PATH, json={"prompt": ["a", "b"], "stream": stream}), 400, "invalid_request")
     assert (found["param"], found["message"]) == ("prompt[1]", "prompt[1]: too odd")
     several = error(writer.post(PATH, json={"prompt": ["b", "a", "b"]}), 400, "invalid_request")
