@@ -23,6 +23,7 @@ FORBIDDEN = {
     "seqapp/data": ("seqapp.tasks", "seqapp.models", "seqapp.nn", "seqapp.bundle"),
     "seqapp/tasks": ("seqapp.bundle", "seqapp.config", "pipelines", "serving"),
     "seqapp/decoding.py": ("seqapp.models", "seqapp.tasks", "seqapp.nn", "seqapp.data"),
+    "seqapp/completion.py": ("seqapp.tasks", "seqapp.bundle", "seqapp.config"),
     "seqapp/registry.py": ("seqapp.nn", "seqapp.models", "seqapp.tasks", "seqapp.data", "seqapp.config", "torch"),
     "pipelines": ("serving", "fastapi"),
     "serving": ("pipelines", "lightning", "pytorch_lightning"),

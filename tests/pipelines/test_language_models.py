@@ -268,7 +268,7 @@ def test_the_bundle_still_answers_as_it_did(cycle: Done) -> None:
     loaded = bundle.load(cycle.trained.bundle)
     golden = json.loads((cycle.trained.bundle / "golden.json").read_text(encoding="utf-8"))
     assert golden[0]["input"]["prompt"]
-    assert golden[0]["output"]["completions"][0]["tokens"] == 16
+    assert len(golden[0]["output"]["completions"][0]["logprobs"]) == golden[0]["output"]["prompt_tokens"] > 9
     loaded.check_golden()
 
 
