@@ -500,6 +500,15 @@ def test_penalties_and_limits_do_what_they_say(requests: list[GenerationInput]) 
         assert ids_of(task, completion.logprobs) == greedily(task, model, request), request
 
 
+def test_ngrams_that_go_on_from_a_prompt_are_barred_beside_a_longer_prompt_too() -> None:
+    task, model = writer()
+    asked = [GenerationInput(prompt=prompt, max_tokens=6, temperature=0, no_repeat_ngram_size=2, logit_bias={"t": 20})
+             for prompt in ("tt", "the cat sat on the mat")]  # fmt: skip
+    together = [output.completions[0].text for output in task.predict(model, asked)]
+    assert together == [task.predict(model, [one])[0].completions[0].text for one in asked]
+    assert together[0][0] != "t", "'tt' stands in the prompt"
+
+
 def test_a_bias_can_force_and_bar_a_token_and_the_end() -> None:
     task, model = writer()
     forced = one(task, model, prompt="the", max_tokens=7, logit_bias={"c": 100}, seed=1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from seqapp.data.tokenizers import BOS
-from seqapp.models.language_model import LanguageModel
+from seqapp.models.language_model import LARGE, READ_AT_ONCE, LanguageModel
 from seqapp.models.registry import MODELS
 from seqapp.nn.recurrent import RECURRENT, map_carry
 
@@ -131,3 +131,31 @@ def test_sparse_heads_touch_only_the_rows_they_need() -> None:
     assert gradient is not None
     assert gradient.is_sparse
     assert gradient.coalesce().indices()[0].tolist() == [4, 5]
+
+
+def test_one_long_prompt_beside_many_short_ones_takes_the_memory_of_its_pieces() -> None:
+    model = model_of({"kind": "lstm", "hidden_size": 5}, embedding_size=64)
+    longest = 0
+
+    def watch(layer: Any, given: tuple[Tensor, ...], result: Any) -> None:
+        nonlocal longest
+        longest = max(longest, given[0].shape[1])
+
+    with torch.inference_mode(), model.encoder.register_forward_hook(watch):
+        _, carry, _ = model.start([[4, 5, 6] * 1000, *[[7]] * 9])
+        _, alone, _ = model.start([[4, 5, 6] * 1000])
+    assert longest == READ_AT_ONCE
+    torch.testing.assert_close(carry[0][0], alone[0][0])
+
+
+def test_a_large_table_that_no_dense_head_shares_gets_sparse_gradients() -> None:
+    encoder = {"kind": "gru", "hidden_size": 6}
+    for size, tied, sparse in ((LARGE, False, True), (LARGE - 1, False, False), (LARGE, True, False)):
+        spec = {"kind": "language_model", "encoder": encoder, "embedding_size": 6, "tied": tied}
+        model = MODELS.build(spec, vocabulary_size=size, classes=0)
+        assert isinstance(model, LanguageModel)
+        x, _ = model(torch.tensor([[4, 5]]))
+        model.head.loss(x[0], torch.tensor([6, 7])).backward()
+        gradient = model.embedding.weight.grad
+        assert gradient is not None
+        assert gradient.is_sparse == sparse

@@ -437,3 +437,30 @@ def test_a_stream_that_was_cut_off_goes_on_as_if_nothing_had_happened(
         [file.path for file in world.client.list_artifacts(trained.run_id, "samples")] for trained in (whole, resumed)
     ]
     assert files[0] == files[1]
+    said = [
+        [Path(world.client.download_artifacts(trained.run_id, file)).read_text(encoding="utf-8") for file in files[0]]
+        for trained in (whole, resumed)
+    ]
+    assert said[0] == said[1]
+
+
+def test_a_head_that_keeps_an_order_can_be_averaged(world: World) -> None:
+    write_cycle(world.path)
+    world.config("cycle.yaml", CONFIG)
+    trained = world.train("model.head={kind: adaptive, cutoffs: [3], narrowest: 4}", "train.average=0.9",
+                          "train.epochs=1", config="cycle.yaml")  # fmt: skip
+    assert bundle.load(trained.bundle).task.sizes()["vocabulary_size"] > 3
+
+
+def test_the_last_epoch_is_kept_where_validation_must_choose_nothing(world: World) -> None:
+    write_cycle(world.path)
+    world.config("cycle.yaml", CONFIG)
+    # At this rate the first epoch is the best.
+    choices = ("train.learning_rate=0.5", "train.schedule=constant", "train.epochs=3", "train.test=false")
+    best, last = (world.train(*choices, f"train.keep={kept}", config="cycle.yaml") for kept in ("best", "last"))
+    history = [value for _, value in world.history(last.run_id)["validation/bits_per_character"]]
+    assert last.scores["validation"]["bits_per_character"] == pytest.approx(history[-1], rel=1e-4)
+    assert best.scores["validation"]["bits_per_character"] == pytest.approx(min(history), rel=1e-4)
+    assert "No split chose between epochs." in (last.bundle / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"keep: last .*patience=2"):
+        world.train("train.keep=last", "train.patience=2", config="cycle.yaml")
