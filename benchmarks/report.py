@@ -36,8 +36,9 @@ def render(records: dict[str, dict[str, Any]]) -> str:
     models = [record for name, record in records.items() if name.startswith("language-model-")]
     if models:
         parts += ["## Language models", _LANGUAGE_MODELS, _language_models(models)]
-    if "softmax" in records:
-        parts += ["## Softmax over large vocabularies", _SOFTMAX, *_softmax(records["softmax"])]
+    softmax = [record for name, record in records.items() if name.startswith("softmax")]
+    if softmax:
+        parts += ["## Softmax over large vocabularies", _SOFTMAX, *(part for one in softmax for part in _softmax(one))]
     if "decode" in records:
         parts += ["## Decoding", _DECODE, _decode(records["decode"])]
     if "unroll" in records:
