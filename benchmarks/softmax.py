@@ -323,8 +323,9 @@ def main() -> None:
         results.append(measure(corpus, arguments.vocabulary or VOCABULARY[corpus], arguments.heads, arguments))
         console.print(table(results[-1]))
     if not arguments.quick:
-        print(record.write("-".join(["softmax", *arguments.corpora]), {"definition": __doc__, "threads": torch.get_num_threads(),
-                                       "turns": arguments.turns, "results": results}))  # fmt: skip
+        figures = {"definition": __doc__, "threads": torch.get_num_threads(), "turns": arguments.turns,
+                   "results": results}  # fmt: skip
+        print(record.write("-".join(["softmax", *arguments.corpora]), figures))
 
 
 if __name__ == "__main__":
