@@ -145,7 +145,8 @@ _SOFTMAX = (
     "nn.Linear, cross_entropy and Adam over everything, its bias started at the words' log-frequencies like "
     "everybody's. Ratios are plain to head: the output layer forward and backward, the whole step, and the training "
     "time to the exact validation perplexity that plain had at its last step. The more steps plain is given, the lower "
-    "that goal. `zipf` is a synthetic text, half of it drawn by Zipf's law and half from 16 successors of each word; "
+    "that goal; a head is given a fifth of plain's time to reach it, and where that is too little, the perplexity it "
+    "had then stands there. `zipf` is a synthetic text, half of it drawn by Zipf's law and half from 16 successors of each word; "
     "`imdb` is film reviews."
 )
 
@@ -166,7 +167,11 @@ def _softmax(record: dict[str, Any]) -> list[str]:
         for head in result["heads"][1:]:
             name, ratios = head["head"], head["ratios"]
             done, seconds, perplexity = head["curve"][-1]
-            wall = f"{seconds:,.1f} | {ratios['wall']:,.0f}" if ratios["wall"] else f"stays at {perplexity:,.0f} | "
+            wall = (
+                f"{seconds:,.1f} | {ratios['wall']:,.0f}"
+                if ratios["wall"]
+                else f"not in {seconds:,.0f}: {perplexity:,.0f} | "
+            )
             lines.append(
                 f"| {name} | {1e3 * head['layer'][name]:,.1f} | {ratios['layer']:,.0f} | "
                 f"{1e3 * head['step'][name]:,.1f} | {ratios['step']:,.0f} | {done:,} | {wall} | "
