@@ -146,8 +146,8 @@ _SOFTMAX = (
     "everybody's. Ratios are plain to head: the output layer forward and backward, the whole step, and the training "
     "time to the exact validation perplexity that plain had at its last step. The more steps plain is given, the lower "
     "that goal; a head is given a fifth of plain's time to reach it, and where that is too little, the perplexity it "
-    "had then stands there. `zipf` is a synthetic text, half of it drawn by Zipf's law and half from 16 successors of each word; "
-    "`imdb` is film reviews."
+    "had then stands there. `zipf` is a synthetic text, half of it drawn by Zipf's law and half from 16 successors of "
+    "each word; `imdb` is film reviews."
 )
 
 
