@@ -83,7 +83,11 @@ def log_start(run_id: str, resolved: Mapping[str, Any], digests: Mapping[str, st
     with _active(run_id):
         for context, digest in digests.items():
             dataset = MetaDataset(source, name=data_name, digest=digest[:16])  # type: ignore[abstract]
-            mlflow.log_input(dataset, context=context)
+            try:
+                mlflow.log_input(dataset, context=context)
+            except MlflowException:
+                # A run beside this one has entered the same data set between MLflow's look and its own entry.
+                mlflow.log_input(dataset, context=context)
 
 
 def log_metrics(run_id: str, values: Mapping[str, float]) -> None:
