@@ -102,20 +102,17 @@ def _input(kind: type[BaseModel], values: Mapping[str, Any] | str, index: int) -
 
 
 def complaints(error: ValidationError, kind: type[BaseModel]) -> list[str]:
-    """What is wrong with the fields of an input of this kind, each once and in words of ours."""
-    told: dict[tuple[int | str, ...], str] = {}
+    """What is wrong with the fields of an input of this kind, each in one sentence."""
+    told = []
     for each in error.errors():
-        where = each["loc"][:1]  # a field that may be one of several types complains once for each of them
-        name = str(where[0]) if where else ""
+        name = ".".join(map(str, each["loc"]))
         if each["type"] == "extra_forbidden":
-            told[where] = f"{name}: there is no such option; {suggest(name, list(kind.model_fields))}"
+            told.append(f"{name}: there is no such option; {suggest(name, list(kind.model_fields))}")
         elif each["type"] == "value_error":
-            told[where] = f"{name}: {each['ctx']['error']}" if name else str(each["ctx"]["error"])
-        elif where in told:
-            told[where] += f", or: {each['msg']}"
+            told.append(f"{name}: {each['ctx']['error']}".removeprefix(": "))
         else:
-            told[where] = f"{name or 'input'}: {each['msg']}"
-    return list(told.values())
+            told.append(f"{name or 'input'}: {each['msg']}")
+    return told
 
 
 def _texts(file: str, column: str, encoding: str) -> Iterator[tuple[int, str]]:
