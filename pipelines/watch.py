@@ -60,8 +60,12 @@ class Samples(Callback):
 def _log_sample(trainer: pl.Trainer, module: Any, epoch: int) -> None:
     training = module.model.training
     module.model.eval()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    # What sampling sums up in order has no deterministic kernel on a GPU, and moves no weight.
+    torch.use_deterministic_algorithms(False)
     with torch.random.fork_rng(devices=[]):
         text = module.task.sample(module.model)
+    torch.use_deterministic_algorithms(deterministic)
     module.model.train(training)
     for logger in trainer.loggers:
         if text is not None and isinstance(logger, MLFlowLogger):

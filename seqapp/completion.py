@@ -142,13 +142,17 @@ class GenerationInput(BaseModel):
 
     def changes_nothing(self) -> list[str]:
         """Notes on what was asked for and cannot change the answer."""
-        if self.samples or not self.max_tokens:
+        if not self.max_tokens:
             return []
+        notes = []
+        if self.beam_size is None and self.length_penalty != 1:
+            notes.append("length_penalty ranks the hypotheses of a beam search and changes nothing without beam_size")
+        if self.samples:
+            return notes
         neutral = {"top_k": None, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "seed": None}
         if self.beam_size is not None:
             neutral["temperature"] = 1.0
         names = [name for name, value in neutral.items() if getattr(self, name) != value]
-        notes = []
         why = "temperature 0 takes the likeliest token" if self.beam_size is None else "a beam search draws nothing"
         if names:
             notes.append(f"{why}, so {', '.join(names)} change{'s' if len(names) == 1 else ''} nothing")
@@ -209,6 +213,20 @@ class GenerationOutput(BaseModel):
     )
 
 
+class Piece(BaseModel):
+    """A part of a completion as it appears."""
+
+    index: int = Field(description="which completion it belongs to")
+    text: str
+    logprobs: list[ScoredToken] = []
+    finish_reason: Literal["stop", "length"] | None = Field(default=None, description="set in the last piece")
+    score: float | None = Field(default=None, description="of the whole completion, in the last piece")
+    tokens: int | None = Field(default=None, description="tokens added to the whole completion, in its last piece")
+    prompt_tokens: int | None = Field(default=None, description="tokens of the prompt, in the very first piece")
+    seed: int | None = Field(default=None, description="the seed used, in the very first piece")
+    notes: list[str] = Field(default=[], description="what a person should know, in the very first piece")
+
+
 class _Row:
     """The text of one completion as it grows.
 
@@ -267,20 +285,6 @@ class _Row:
         told = [one for one in self._waiting if end or one.offset < self._shown]
         self._waiting = self._waiting[len(told) :]
         return text, told
-
-
-class Piece(BaseModel):
-    """A part of a completion as it appears."""
-
-    index: int = Field(description="which completion it belongs to")
-    text: str
-    logprobs: list[ScoredToken] = []
-    finish_reason: Literal["stop", "length"] | None = Field(default=None, description="set in the last piece")
-    score: float | None = Field(default=None, description="of the whole completion, in the last piece")
-    tokens: int | None = Field(default=None, description="tokens added to the whole completion, in its last piece")
-    prompt_tokens: int | None = Field(default=None, description="tokens of the prompt, in the very first piece")
-    seed: int | None = Field(default=None, description="the seed used, in the very first piece")
-    notes: list[str] = Field(default=[], description="what a person should know, in the very first piece")
 
 
 @dataclass(frozen=True, eq=False)
@@ -496,9 +500,13 @@ class Completer:
 
     def _hypothesis(self, request: Request, found: Hypothesis) -> Completion:
         row = _Row(self.tokenizer, request.given, request.ids)
-        pieces = []
-        for token, chance in zip([*found.tokens, *[EOS] * found.finished], found.log_probs, strict=True):
-            text, scored = row.add(token, chance)
+        tokens, pieces = [*found.tokens, *[EOS] * found.finished], []
+        # A search keeps no rivals of the tokens it took, so the text is read once more.
+        tops: Sequence[Sequence[tuple[int, float]]] = [()] * len(tokens)
+        if count := request.given.logprobs:
+            tops = self._score([*request.ids, *tokens], request.condition, count)[1][len(request.ids) :]
+        for token, chance, top in zip(tokens, found.log_probs, tops, strict=True):
+            text, scored = row.add(token, chance, top)
             pieces.append(Piece(index=0, text=text, logprobs=scored))
             if row.ended:
                 break
@@ -552,33 +560,40 @@ class Completer:
 
     def _score_prompt(self, request: Request) -> list[ScoredToken]:
         """Each token of the prompt with its log-probability, if the request asks for them."""
-        count = request.given.logprobs
-        if count is None or not request.ids:
+        if request.given.logprobs is None:
             return []
-        device = self.model.embedding.weight.device
-        inputs, targets = (torch.tensor(ids, device=device) for ids in ([BOS, *request.ids[:-1]], request.ids))
-        condition = None if request.condition is None else request.condition[None].to(self.model.embedding.weight)
+        chances, tops = self._score(request.ids, request.condition, request.given.logprobs)
+        starts = [start for start, _ in self.tokenizer.encode(request.given.prompt).offsets]
+        return [
+            ScoredToken(
+                token=self.tokenizer.token_text(token),
+                log_prob=chance,
+                offset=start,
+                top=[TokenChance(token=self.tokenizer.token_text(rival), log_prob=value) for rival, value in top],
+            )
+            for token, chance, start, top in zip(request.ids, chances, starts, tops or [[]] * len(chances), strict=True)
+        ]
+
+    def _score(
+        self, ids: Sequence[int], condition: Tensor | None, count: int
+    ) -> tuple[list[float], list[list[tuple[int, float]]]]:
+        """The log-probability of each token of a text, and with ``count`` the likeliest tokens at its place."""
+        table = self.model.embedding.weight
+        inputs, targets = (torch.tensor(row, dtype=torch.int64, device=table.device) for row in ([BOS, *ids[:-1]], ids))
+        given = None if condition is None else condition[None].to(table)
         chances: list[float] = []
-        tops: list[list[TokenChance]] = []
+        tops: list[list[tuple[int, float]]] = []
         carry: Carry = None
         with torch.inference_mode():
-            parts = torch.split(inputs, SCORED_AT_ONCE), torch.split(targets, SCORED_AT_ONCE)
-            for read, wanted in zip(*parts, strict=True):
-                x, carry = self.model(read[None], None, carry, condition)
-                chances += (-self.model.head.nll(x[0], wanted)).tolist()
+            for start in range(0, len(ids), SCORED_AT_ONCE):
+                part = slice(start, start + SCORED_AT_ONCE)
+                x, carry = self.model(inputs[None, part], None, carry, given)
+                chances += (-self.model.head.nll(x[0], targets[part])).tolist()
                 if not count:
                     continue
-                values, ids = self.model.head.logits(x[0]).log_softmax(-1).topk(min(count, self.tokenizer.size))
-                tops += [
-                    [TokenChance(token=self.tokenizer.token_text(i), log_prob=p) for i, p in zip(*row, strict=True)]
-                    for row in zip(ids.tolist(), values.tolist(), strict=True)
-                ]
-        starts = [start for start, _ in self.tokenizer.encode(request.given.prompt).offsets]
-        names = [self.tokenizer.token_text(token) for token in request.ids]
-        return [
-            ScoredToken(token=name, log_prob=chance, offset=start, top=tops[place] if tops else [])
-            for place, (name, chance, start) in enumerate(zip(names, chances, starts, strict=True))
-        ]
+                values, rivals = self.model.head.logits(x[0]).log_softmax(-1).topk(min(count, self.tokenizer.size))
+                tops += [list(zip(*row, strict=True)) for row in zip(rivals.tolist(), values.tolist(), strict=True)]
+        return chances, tops
 
 
 def _alike(requests: Sequence[Request], key: Callable[[Request], Hashable]) -> list[list[Request]]:

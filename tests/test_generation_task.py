@@ -500,6 +500,35 @@ def test_penalties_and_limits_do_what_they_say(requests: list[GenerationInput]) 
         assert ids_of(task, completion.logprobs) == greedily(task, model, request), request
 
 
+@pytest.mark.parametrize("echo", [False, True])
+def test_the_rivals_of_a_searched_token_are_the_models_own(echo: bool) -> None:
+    task, model = writer()
+    request = GenerationInput(prompt="the", max_tokens=5, beam_size=3, n=3, logprobs=2, echo=echo, stop=["!"])
+    (output,) = task.predict(model, [request])
+    assert len(output.completions) == 3
+    for completion in output.completions:
+        assert completion.logprobs
+        scored = completion.logprobs[3 if echo else 0 :]
+        ids = task.tokenizer.encode("the").ids
+        for one in scored:
+            chances = log_probs(model, ids)[-1]
+            best = chances.topk(2)
+            assert [rival.token for rival in one.top] == [task.tokenizer.token_text(int(i)) for i in best.indices]
+            assert [rival.log_prob for rival in one.top] == pytest.approx(best.values.tolist(), abs=1e-5)
+            token = task.tokenizer.token_id(one.token)
+            assert token is not None
+            ids = [*ids, token]
+
+
+def test_a_length_penalty_without_beams_is_told_to_change_nothing() -> None:
+    task, model = writer()
+    asked = [GenerationInput(max_tokens=1, length_penalty=2, **more) for more in ({}, {"temperature": 0})]
+    for output in task.predict(model, asked):
+        assert any("length_penalty" in note for note in output.notes)
+    (searched,) = task.predict(model, [GenerationInput(max_tokens=1, length_penalty=2, beam_size=2)])
+    assert not searched.notes
+
+
 def test_ngrams_that_go_on_from_a_prompt_are_barred_beside_a_longer_prompt_too() -> None:
     task, model = writer()
     asked = [GenerationInput(prompt=prompt, max_tokens=6, temperature=0, no_repeat_ngram_size=2, logit_bias={"t": 20})
