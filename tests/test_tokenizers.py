@@ -326,6 +326,7 @@ def test_a_piece_stays_within_a_word_or_a_run(text: str) -> None:
     tokenizer.fit([text, "a"])
     for index in range(260, tokenizer.size):
         piece = re.sub(r"(<0x..>)+", "é", tokenizer.token_text(index))
+        piece = re.sub("[\x1c-\x1f]", "-", piece)  # separators of records: white space to re, not to the library
         assert re.fullmatch(r" ?(\d+|[^\W\d_]\S*|\S+)|\n+|[^\S\n]+", piece) or not piece.isascii(), piece
 
 
