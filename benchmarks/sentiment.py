@@ -20,7 +20,8 @@ from pipelines.baselines import BASELINES, run_baseline
 from pipelines.options import SECTIONS
 from pipelines.run import train
 from seqapp import config
-from seqapp.data.splits import SOURCES
+from seqapp.data.splits import SOURCES, LabelledText
+from seqapp.tasks import TASKS
 
 
 def main() -> None:
@@ -36,7 +37,9 @@ def main() -> None:
         runs.append({"seed": seed, "seconds": round(trained.seconds, 1), "scores": trained.scores})
     resolved = config.load(arguments.config, sections=SECTIONS)
     splits = SOURCES.build(resolved["data"])
-    baselines = [vars(run_baseline(name, splits)) for name in BASELINES]
+    task = TASKS.build(resolved["task"])
+    methods = [name for name, method in BASELINES.items() if method.example_type is LabelledText]
+    baselines = [vars(run_baseline(name, task, splits)) for name in methods]
     accuracies = [run["scores"]["test"]["accuracy"] for run in runs]
     path = record.write(
         f"sentiment-{arguments.config.stem}",

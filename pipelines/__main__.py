@@ -94,7 +94,14 @@ def baseline(
 @app.command()
 def evaluate(
     model: Model,
-    data: Annotated[Path, typer.Option(help="labelled file: CSV, TSV, JSONL or Parquet; for a language model a text")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="labelled file: CSV, TSV, JSONL or Parquet; for a language model a text"
+        ),
+    ] = None,
+    source: Annotated[Path | None, typer.Option(help="translators: the sentences, one a line")] = None,
+    target: Annotated[Path | None, typer.Option(help="translators: their right translations, line by line")] = None,
     text: Annotated[str | None, typer.Option(help="column of the text, if not 'text'")] = None,
     label: Annotated[str | None, typer.Option(help="column of the label, if not 'label'")] = None,
     encoding: Annotated[str | None, typer.Option(help="of the file, if not utf-8")] = None,
@@ -112,14 +119,18 @@ def evaluate(
     from seqapp import bundle
     from seqapp.references import resolve
 
-    given = {"text": text, "label": label, "encoding": encoding}
-    columns = {name: value for name, value in given.items() if value is not None}
+    if (data is None) == (source is None) or (source is None) != (target is None):
+        raise SeqappError("what to measure on: --data FILE fits, or for a translator --source FILE --target FILE")
+    path = data or source
+    assert path is not None
+    given = {"text": text, "label": label, "encoding": encoding, "target": target}
+    columns: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     for choice in column or ():
         name, equals, value = choice.partition("=")
         if not equals or not name:
             raise SeqappError(f"--column: {choice!r} is not of the form NAME=VALUE, such as targets=answers")
         columns[name] = value
-    figures = run.evaluate(bundle.load(resolve(model).path), data, dynamic=dynamic, **columns)
+    figures = run.evaluate(bundle.load(resolve(model).path), path, dynamic=dynamic, **columns)
     print(json.dumps({**figures, "model": model}, indent=1, ensure_ascii=False, allow_nan=False))
 
 
@@ -215,6 +226,61 @@ def generate(
         except ValueError:
             fields[name] = value
     completion.generate(bundle.load(resolve(model).path), fields, as_json=as_json)
+
+
+@app.command()
+def translate(
+    model: Model,
+    file: Annotated[str, typer.Argument(help="a sentence or more a line; - for stdin")] = "-",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="where to write; by default to stdout")] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="MODEL", help="answer together with this model, too; may be given again"),
+    ] = None,
+    beam_size: Annotated[int | None, typer.Option(help="hypotheses kept in the search; 1 is greedy")] = None,
+    length_penalty: Annotated[float | None, typer.Option(help="rank by log-probability / length ** this")] = None,
+    coverage_penalty: Annotated[float, typer.Option(help="above 0 avoids leaving source words out")] = 0.0,
+    max_tokens: Annotated[int | None, typer.Option(help="most tokens for a sentence")] = None,
+    n_best: Annotated[int, typer.Option(help="this many translations a line: NUMBER ||| TEXT ||| SCORE")] = 1,
+    keep_unknown: Annotated[bool, typer.Option("--keep-unknown", help="do not copy words that are not known")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="a line of JSON for each line: scores, alternatives, attention, notices")
+    ] = False,
+    encoding: Annotated[str, typer.Option(help="of the file")] = "utf-8",
+    quiet: Quiet = False,
+) -> None:
+    """Translate every line of FILE, in order; a blank line stays one.
+
+    Example: `echo "The old man reads a book." | seqapp translate translation-bundled`
+    """
+    from pipelines import translate as translation
+    from pipelines.predict import lines_of
+    from seqapp import bundle
+    from seqapp.references import resolve
+
+    fields = {
+        "beam_size": beam_size, "length_penalty": length_penalty, "coverage_penalty": coverage_penalty,
+        "max_tokens": max_tokens, "alternatives": n_best - 1, "replace_unknown": not keep_unknown,
+        "return_attention": as_json,
+    }  # fmt: skip
+    bundles = [bundle.load(resolve(name).path) for name in (model, *(beside or ()))]
+    total = None if file == "-" else sum(1 for _ in lines_of(file, encoding))
+    bar = Progress(TextColumn("translating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=err,
+                   disable=quiet or not sys.stderr.isatty() or (output is None and sys.stdout.isatty()))  # fmt: skip
+    noticed = 0
+    with bar, translation.writing(output) as write:
+        progress = bar.add_task("", total=total)
+        lines = (line for _, line in lines_of(file, encoding))
+        answers = translation.translate(bundles, lines, fields, done=lambda more: bar.advance(progress, more))
+        for number, answer in enumerate(answers, 1):
+            for line in translation.shown(answer, number, n_best=n_best, as_json=as_json):
+                write(line)
+            for notice in answer.notices if answer and not as_json else ():
+                noticed += 1
+                if noticed <= translation.MOST_NOTICES:
+                    err.print(f"line {number}: {notice}", highlight=False, soft_wrap=True, markup=False)
+    if noticed > translation.MOST_NOTICES:
+        err.print(f"and {noticed - translation.MOST_NOTICES} more notices; --json gives them all")
 
 
 def _standard_input() -> str:

@@ -1,6 +1,7 @@
 """The simple methods that stand beside every neural figure on text.
 
-Linear models over n-grams, from scikit-learn, where texts have labels; counts of n-grams where a text is continued.
+Linear models over n-grams, from scikit-learn, where texts have labels; counts of n-grams where a text is continued; the
+nearest sentence of the training data, and a table of words, where it is translated.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
+from pipelines.lexical import WordByWord
 from pipelines.ngram import Ids, NGram
+from seqapp.data.pairs import SentencePair
 from seqapp.data.splits import LabelledText, Splits
 from seqapp.data.streams import Stream
 from seqapp.data.text import Passage
 from seqapp.data.tokenizers import BOS, UNK
 from seqapp.metrics import Ratio, Surprise, read
 from seqapp.tasks import Task
+from seqapp.translation_scores import Translations
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +45,14 @@ MOST_TOKENS = 10_000_000
 """Tokens of a training text that are counted, the first ones: the counts are held in memory."""
 BLOCK_TOKENS, BLOCK_ROWS = 2**20, 2**14
 """Tokens of a stream, or rows, that are looked at together."""
+ROUNDS = 10
+"""Of expectation and maximisation, for the table of words."""
+SURE = (0.0, 0.1, 0.2, 0.3)
+"""Least probabilities of a translation of a word, to choose from on the validation split."""
+LETTERS = (0.0, 0.25, 0.5)
+"""Weights of n-grams of letters beside those of words, to choose from on the validation split."""
+SENTENCES = 512
+"""Sentences that are looked up together: each has a similarity to every training sentence."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +61,9 @@ class BaselineResult:
 
     Args:
         name: of the method.
-        strength: the inverse regularisation of a linear model, the order of a model of n-grams.
-        scores: of "validation" and, where it was read, "test": name -> value.
+        strength: the inverse regularisation of a linear model, the order of a model of n-grams, the weight of letters
+            beside words in a search, or the least probability of a word's translation.
+        scores: of "validation" and, where they were read, "test" and the further test splits: name -> value.
         seconds: for everything.
     """
 
@@ -201,9 +214,93 @@ def _counted(items: Any) -> Ids:
     return np.concatenate(parts)
 
 
+class TranslationMemory:
+    """The translation of the training sentence that is most like a given one.
+
+    Likeness is (1 - w) times the cosine of the TF-IDF vectors of words and pairs of words, and w times that of 2 to 4
+    letters within words; of equals the first counts.
+
+    Args:
+        pairs: sentences with their translations.
+    """
+
+    def __init__(self, pairs: Sequence[SentencePair]) -> None:
+        self._targets = [pair.target for pair in pairs]
+        self._views = [
+            TfidfVectorizer(ngram_range=(1, 2), token_pattern=TOKEN, sublinear_tf=True, dtype=np.float32),
+            TfidfVectorizer(ngram_range=(2, 4), analyzer="char_wb", sublinear_tf=True, dtype=np.float32),
+        ]
+        self._rows = [view.fit_transform([pair.source for pair in pairs]).T.tocsr() for view in self._views]
+
+    def translate(self, texts: Sequence[str], weights: Sequence[float]) -> list[list[str]]:
+        """For each w of ``weights`` the translations of ``texts``."""
+        found: list[list[str]] = [[] for _ in weights]
+        for start in range(0, len(texts), SENTENCES):
+            part = texts[start : start + SENTENCES]
+            words, letters = (
+                (view.transform(part) @ rows).toarray() for view, rows in zip(self._views, self._rows, strict=True)
+            )
+            for w, answers in zip(weights, found, strict=True):
+                nearest = ((1 - w) * words + w * letters).argmax(1)
+                answers += [self._targets[index] for index in nearest]
+        return found
+
+
+def run_memory(
+    _: Task[Any, Any], splits: Splits[SentencePair], test: bool
+) -> tuple[float, dict[str, dict[str, float]]]:
+    """What :class:`TranslationMemory` reaches."""
+    memory = TranslationMemory(splits.train)
+    return _translated(memory.translate, LETTERS, splits, test)
+
+
+def run_word_by_word(
+    _: Task[Any, Any], splits: Splits[SentencePair], test: bool
+) -> tuple[float, dict[str, dict[str, float]]]:
+    """What :class:`pipelines.lexical.WordByWord` reaches."""
+    model = WordByWord([pair.source for pair in splits.train], [pair.target for pair in splits.train], rounds=ROUNDS)
+    return _translated(
+        lambda texts, sure: [[model.translate(text, least=least) for text in texts] for least in sure],
+        SURE, splits, test,
+    )  # fmt: skip
+
+
+def _translated(
+    translate: Callable[[Sequence[str], Sequence[float]], list[list[str]]],
+    strengths: Sequence[float],
+    splits: Splits[SentencePair],
+    test: bool,
+) -> tuple[float, dict[str, dict[str, float]]]:
+    """The strength of the best BLEU on validation, of equals the smallest, and the scores with it.
+
+    Args:
+        translate: texts, strengths -> for each strength the translations.
+        strengths: to choose from, rising.
+        splits: pairs.
+        test: read the test split, and those beside it.
+    """
+
+    def translations(pairs: Sequence[SentencePair], strengths: Sequence[float]) -> list[Translations]:
+        sources, references = tuple(pair.source for pair in pairs), tuple(pair.target for pair in pairs)
+        found = translate(sources, strengths)
+        return [Translations(sources, tuple(row), references, pairs[0].languages) for row in found]
+
+    tried = translations(splits.validation, strengths)
+    # One row of all lengths: BLEU without the other scores, which take much longer.
+    bleu = [found.by_length(edges=())[0].bleu for found in tried]
+    best = bleu.index(max(bleu))
+    parts = {"test": splits.test, **splits.further} if test else {}
+    return strengths[best], {
+        "validation": tried[best].scores(),
+        **{name: translations(part, strengths[best : best + 1])[0].scores() for name, part in parts.items() if part},
+    }
+
+
 BASELINES: dict[str, Baseline] = {
     **{name: Baseline("linear", LabelledText, partial(run_linear, name)) for name in LINEAR},
     "kneser-ney": Baseline("n-gram", Passage, run_ngram),
+    "translation-memory": Baseline("nearest sentence", SentencePair, run_memory),
+    "word-by-word": Baseline("table of words", SentencePair, run_word_by_word),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
@@ -110,13 +110,13 @@ class Data(pl.LightningDataModule):
         self.validation_items = self.encode("validation")
 
     def encode(self, split: str) -> Any:
-        """The items of "train", "validation" or "test", or the stream.
+        """The items of a split, such as "test", or the stream.
 
         Raises:
             DataError, InputError: as the class.
         """
         try:
-            return self.task.encode(getattr(self.splits, split))
+            return self.task.encode(self.splits.all()[split])
         except (InputError, DataError) as error:
             if not self.splits.train:
                 raise
@@ -129,7 +129,7 @@ class Data(pl.LightningDataModule):
             return streams.training_pieces(
                 self.train_items, rows=self.batch_rows, steps=self.truncate, seed=self.seed, epoch=epoch
             )
-        lengths = [self.task.augmented_length(self.task.length(item)) for item in self.train_items]
+        lengths = [self.task.augmented_length(item) for item in self.train_items]
         buckets = LengthBuckets(
             lengths, max_tokens=self.batch_tokens, max_rows=self.batch_rows, seed=self.seed, shuffle=True
         )
@@ -138,7 +138,8 @@ class Data(pl.LightningDataModule):
         loader = self._loader(self.train_items, buckets, augment=True)
         if not self.truncate:
             return loader
-        longest = [max(lengths[row] for row in rows) for rows in buckets.batches()]
+        # A task that can be cut along time has rows of one side.
+        longest = [max(cast(int, lengths[row]) for row in rows) for rows in buckets.batches()]
         return Pieces(self.task, loader, longest, self.truncate)
 
     def val_dataloader(self) -> DataLoader[Any] | streams.Pieces:

@@ -1,15 +1,22 @@
-"""Pictures that a person looks at: learning curves and the confusion matrix."""
+"""Pictures that a person looks at: learning curves, the confusion matrix, attention, BLEU by length."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
+from pipelines.diagnose_figures import COLOURS, MOST_CURVES, STYLES
 from seqapp.metrics import Confusion
+from seqapp.translation_scores import LengthRow
 
 TRAIN, VALIDATION = "#4c78a8", "#e45756"
+LARGEST_SIDE = 20.0
+"""Of a matrix of attention, in inches, its labels left out."""
 
 
 def figure(value: float, *, share: bool = False) -> str:
@@ -73,4 +80,89 @@ def confusion_matrix(confusion: Confusion, title: str) -> Figure:
     axes.set_xticklabels(names, rotation=30 if len(names) > 3 else 0, ha="right" if len(names) > 3 else "center")
     axes.set_yticklabels(names)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    return figure
+
+
+def attention_matrix(
+    weights: ArrayLike, source_tokens: Sequence[str], target_tokens: Sequence[str], title: str
+) -> Figure:
+    """Where the decoder looked: a row for each target token, a column for each source token, dark where it looked most.
+
+    Args:
+        weights: (T, S) shares; each row sums to 1.
+        source_tokens: S of them.
+        target_tokens: T of them.
+        title: above the picture, broken where it is too long.
+
+    Raises:
+        ValueError: if the weights are not (T, S), or there are none.
+    """
+    shares = np.asarray(weights, dtype=float)
+    T, S = len(target_tokens), len(source_tokens)
+    if shares.shape != (T, S) or not shares.size:
+        raise ValueError(f"weights of shape {shares.shape} for {T} target and {S} source tokens; ({T}, {S}) fits, "
+                         f"with at least one of each")  # fmt: skip
+    cell = min(0.34, LARGEST_SIDE / max(T, S))
+    letters = max(4.0, min(9.0, 24 * cell))
+    # A letter is about half as wide as it is high, and a point is 1 / 72 inch.
+    left, top = (0.6 * letters / 72 * max(map(len, tokens)) + 0.4 for tokens in (target_tokens, source_tokens))
+    width, height = max(4.5, cell * S + left + 1.2), cell * T + top + 1.0
+    lines = textwrap.wrap(title, width=max(30, int(width * 11)))
+    # Small letters take more points to be read.
+    figure = Figure((width, max(2.4, height) + 0.22 * len(lines)), 100 if letters > 7 else 150, layout="constrained")
+    figure.suptitle("\n".join(lines), fontsize=11, parse_math=False)
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set_xticks(range(S), [_visible(token) for token in source_tokens], rotation=90, fontsize=letters,
+                    parse_math=False)  # fmt: skip
+    axes.set_yticks(range(T), [_visible(token) for token in target_tokens], fontsize=letters, parse_math=False)
+    axes.set(xlabel="source", ylabel="translation")
+    axes.set_xticks(np.arange(0.5, S - 1), minor=True)
+    axes.set_yticks(np.arange(0.5, T - 1), minor=True)
+    axes.grid(which="minor", color="0.9", linewidth=0.5)
+    axes.tick_params(which="minor", length=0)
+    figure.colorbar(image, ax=axes, label="attention", shrink=min(1.0, 3 / max(cell * T, 1)), aspect=12)
+    return figure
+
+
+def _visible(token: str) -> str:
+    """``token`` with white space that can be seen."""
+    return token.replace("\n", "\\n").replace("\t", "\\t").replace(" ", "␣") or "∅"
+
+
+def bleu_by_length(models: Mapping[str, Sequence[LengthRow]], title: str) -> Figure:
+    """BLEU over the length of the source, a curve for each model, above how many sentences are so long.
+
+    Args:
+        models: name -> rows of the same sentences; at most :data:`pipelines.diagnose_figures.MOST_CURVES`.
+        title: above the picture.
+
+    Raises:
+        ValueError: if there is no row, there are too many models, or the models were not given the same sentences.
+    """
+    groups = [[(row.words, row.sentences) for row in rows] for rows in models.values()]
+    if not groups or not groups[0] or len(groups) > MOST_CURVES:
+        raise ValueError(f"{len(groups)} models; 1 to {MOST_CURVES}, each with translations, fit")
+    for name, group in zip(models, groups, strict=True):
+        if group != groups[0]:
+            raise ValueError(f"the sentences of {name!r} are not as many or not as long as those of "
+                             f"{next(iter(models))!r}; translations of the same sentences fit")  # fmt: skip
+    words, counts = [word for word, _ in groups[0]], [count for _, count in groups[0]]
+    figure = Figure(figsize=(max(6.0, 0.9 * len(words) + 1.5), 5), layout="constrained")
+    figure.suptitle(title, parse_math=False)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for (name, rows), color, style in zip(models.items(), COLOURS, STYLES, strict=False):
+        upper.plot(range(len(rows)), [row.bleu for row in rows], color=color, linestyle=style, marker="o",
+                   linewidth=2, label=name)  # fmt: skip
+    upper.set(ylabel="BLEU (sacreBLEU, 13a)", ylim=(0, None))
+    upper.grid(alpha=0.3)
+    for text in upper.legend().get_texts():
+        text.set_parse_math(False)
+    bars = lower.bar(range(len(words)), counts, color="0.7")
+    lower.bar_label(bars, fontsize=9)
+    lower.margins(y=0.3)
+    lower.set(ylabel="sentences", xlabel="words of the source", xticks=range(len(words)))
+    lower.set_xticklabels(words)
     return figure

@@ -192,7 +192,7 @@ class Learner(pl.LightningModule):
     def validation_step(self, batch: Any, batch_index: int) -> None:
         with self._diverging(batch_index):
             _, new = self._reader(batch)
-        self._validation = metrics.add(self._validation, new)
+        self._validation = metrics.add(self._validation, {**new, **self.task.judge(self.model, batch)})
 
     def on_validation_epoch_end(self) -> None:
         name, _ = self.task.selection

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from seqapp import tasks  # noqa: F401  (registers tasks, models and networks by name)
 from seqapp.config import Section
-from seqapp.data import bundled, memory, public, steps, tables  # noqa: F401  (registers the data sources by name)
+from seqapp.data import bundled, grammar, memory, pairs, public, steps, tables  # noqa: F401  (registers the data sources by name)
 from seqapp.data.splits import SOURCES
 from seqapp.models.registry import MODELS
 from seqapp.registry import Count, NonNegative, Positive, Probability, Size

@@ -122,7 +122,7 @@ def _texts(file: str, column: str, encoding: str) -> Iterator[tuple[int, str]]:
                 raise DataError(f"{file}:{row.line}: no column {column!r}; {suggest(column, list(row.values))}")
             yield row.line, str(row.values[column] if row.values[column] is not None else "")
     else:
-        yield from _lines(file, encoding)
+        yield from lines_of(file, encoding)
 
 
 def _records(file: str, encoding: str, kind: type[BaseModel]) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -136,7 +136,7 @@ def _records(file: str, encoding: str, kind: type[BaseModel]) -> Iterator[tuple[
                 named = {name: _cell(value) for name, value in named.items() if value is not None and value != ""}
             yield row.line, named
         return
-    for number, line in _lines(file, encoding):
+    for number, line in lines_of(file, encoding):
         if not line.strip():
             continue
         try:
@@ -166,7 +166,12 @@ def _is_json(file: str) -> bool:
     return file.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson"))
 
 
-def _lines(file: str, encoding: str) -> Iterator[tuple[int, str]]:
+def lines_of(file: str, encoding: str) -> Iterator[tuple[int, str]]:
+    """Each line of a file, or of standard input if it is called "-", with its number, from 1.
+
+    Raises:
+        DataError: if it cannot be read, naming the line.
+    """
     try:
         with open(0 if file == "-" else file, "rb", closefd=file != "-") as stream:
             for number, line in enumerate(stream, 1):

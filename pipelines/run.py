@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from seqapp.models.language_model import LanguageModel
 from seqapp.nn.recurrent import NotFinite
 from seqapp.references import connect, tracking_uri
 from seqapp.tasks import TASKS, InputError, Task
+from seqapp.translation_scores import Translations
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -110,7 +111,7 @@ def train(
         seed=options.seed,
         truncate=options.truncate,
     )
-    test_items = data.encode("test") if options.test and splits.test else []
+    tests = {name: data.encode(name) for name in ("test", *splits.further) if options.test and splits.all()[name]}
     pl.seed_everything(options.seed, verbose=False)
     model = task.build_model(resolved["model"])
     if options.truncate:
@@ -152,10 +153,9 @@ def train(
         if not math.isfinite(chosen):
             raise SeqappError(f"{path.stem}: validation {task.selection[0]} is {chosen} in every epoch, so there is "
                               "nothing to keep; a lower train.learning_rate or train.clip_norm fits")  # fmt: skip
-        if test_items:
-            totals["test"] = measure(task, model, data, test_items)
+        totals |= {name: measure(task, model, data, items) for name, items in tests.items()}
         scores = {split: metrics.read(total) for split, total in totals.items()}
-        sizes = {name: len(getattr(splits, name)) for name in digests if getattr(splits, name)}
+        sizes = {name: len(examples) for name, examples in splits.all().items() if examples}
         name = options.model_name or f"{resolved['task']['kind']}-{path.stem.partition('-')[0]}"
         card = model_card(
             name=f"{name} ({path.stem})",
@@ -172,7 +172,7 @@ def train(
             command=" ".join(["seqapp", *sys.argv[1:]]),
             machine=tracking.machine(),
             source=tracking.source_tags(),
-            sample=task.sample(model),
+            sample=task.sample(model, data.validation_items),
         )
         golden = [task.as_input(example) for example in splits.validation[:GOLDEN]]
         bundle.save(
@@ -181,7 +181,7 @@ def train(
             model=model,
             resolved=resolved,
             metrics={"scores": scores, "sizes": sizes, "digests": digests, "parameters": parameters, "run_id": run_id,
-                     "seconds": seconds, "confusion": _confusions(totals)},
+                     "seconds": seconds, "confusion": _confusions(totals), "translation": _translations(totals)},
             name=path.stem,
             golden=golden,
             card=card,
@@ -218,8 +218,8 @@ def baseline(path: str | Path, overrides: Sequence[str] = ()) -> list[BaselineRe
     came = type(splits.train[0])
     fitting = {name: method for name, method in BASELINES.items() if issubclass(came, method.example_type)}
     if not fitting:
-        raise ConfigError(f"{path}: the baselines classify or continue texts; the data {resolved['data']['kind']!r} "
-                          f"yields {came.__name__}, LabelledText or Passage fits")  # fmt: skip
+        raise ConfigError(f"{path}: the baselines classify, continue or translate texts; the data {resolved['data']['kind']!r} "
+                          f"yields {came.__name__}, LabelledText, Passage or SentencePair fits")  # fmt: skip
     if not issubclass(came, task.example_type):
         raise ConfigError(f"{path}: the data {resolved['data']['kind']!r} yields {came.__name__}, "
                           f"the task {resolved['task']['kind']!r} takes {task.example_type.__name__}")  # fmt: skip
@@ -255,7 +255,7 @@ def measure(task: Task[Any, Any], model: nn.Module, data: Data, items: Any) -> d
     reader = Reader(task, model, carried=task.streams)
     with torch.inference_mode():
         for batch in data.evaluation_dataloader(items):
-            totals = metrics.add(totals, reader(batch)[1])
+            totals = metrics.add(totals, {**reader(batch)[1], **task.judge(model, batch)})
     return totals
 
 
@@ -316,6 +316,7 @@ def evaluate(loaded: Bundle, path: Path, *, dynamic: float | None = None, **colu
         **scores,
         **{f"{name}_interval_95": list(bounds) for name, bounds in certain.items()},
         **_confusions({"confusion": totals}),
+        **_translations({"translation": totals}),
         **learned,
     }
 
@@ -536,6 +537,11 @@ def _publish(
         for confusion in (found for found in metric.values() if isinstance(found, Confusion)):
             picture = figures.confusion_matrix(confusion, f"{title}, {split}")
             client.log_figure(run_id, picture, f"confusion_{split}.png")
+        for found in (found for found in metric.values() if isinstance(found, Translations)):
+            picture = figures.bleu_by_length({split: found.by_length()}, f"{title}, {split}")
+            client.log_figure(run_id, picture, f"bleu_by_length_{split}.png")
+            client.log_text(run_id, _side_by_side(found), f"translations_{split}.tsv")
+            client.log_dict(run_id, found.details(), "definitions.json")
     tracking.log_metrics(run_id, logged)
     client.log_text(run_id, (directory / "README.md").read_text(encoding="utf-8"), "model_card.md")
     uri = tracking.log_bundle(run_id, directory, task, example)
@@ -560,8 +566,23 @@ def _confusions(totals: Mapping[str, Mapping[str, Metric]]) -> dict[str, Any]:
     }
 
 
+def _translations(totals: Mapping[str, Mapping[str, Metric]]) -> dict[str, Any]:
+    return {
+        split: {"definitions": metric.details(), "by_length": [asdict(row) for row in metric.by_length()]}
+        for split, total in totals.items()
+        for metric in total.values()
+        if isinstance(metric, Translations)
+    }
+
+
+def _side_by_side(found: Translations) -> str:
+    """Source, translation and reference of each sentence, a line each."""
+    rows = zip(found.sources, found.hypotheses, found.references, strict=True)
+    return "".join("\t".join(" ".join(text.split()) for text in row) + "\n" for row in rows)
+
+
 def _sizes(splits: Splits[Any], unit: str) -> str:
-    return " / ".join(f"{len(getattr(splits, name)):,}" for name in ("train", "validation", "test")) + f" {unit}"
+    return " / ".join(f"{len(examples):,}" for examples in splits.all().values()) + f" {unit}"
 
 
 def _scores(scores: Mapping[str, Mapping[str, float]]) -> str:

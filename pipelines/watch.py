@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import MLFlowLogger
 from torch import nn
 
+from pipelines.figures import attention_matrix
 from seqapp.diagnostics import LARGEST_BLOCK, largest_singular_value, recurrent_blocks, spectral_radius
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,9 @@ class RecurrentWatch(Callback):
 
 
 class Samples(Callback):
-    """Logs what the model says by itself before training and after each epoch, as ``samples/epoch-003.txt``.
+    """Logs what the model says before training and after each epoch, as ``samples/epoch-003.txt``.
+
+    What it looks at is logged beside it, as pictures such as ``attention-1/epoch-003.png``.
 
     Stands after a callback that averages weights, whose average then speaks.
     """
@@ -63,13 +66,20 @@ def _log_sample(trainer: pl.Trainer, module: Any, epoch: int) -> None:
     deterministic = torch.are_deterministic_algorithms_enabled()
     # What sampling sums up in order has no deterministic kernel on a GPU, and moves no weight.
     torch.use_deterministic_algorithms(False)
+    items = trainer.datamodule.validation_items  # type: ignore[attr-defined]
     with torch.random.fork_rng(devices=[]):
-        text = module.task.sample(module.model)
+        text = module.task.sample(module.model, items)
+        matrices = module.task.matrices(module.model, items)
     torch.use_deterministic_algorithms(deterministic)
     module.model.train(training)
     for logger in trainer.loggers:
-        if text is not None and isinstance(logger, MLFlowLogger):
+        if not isinstance(logger, MLFlowLogger):
+            continue
+        if text is not None:
             logger.experiment.log_text(logger.run_id, text, f"samples/epoch-{epoch:03}.txt")
+        for name, matrix in matrices.items():
+            picture = attention_matrix(matrix.values, matrix.columns, matrix.rows, matrix.title)
+            logger.experiment.log_figure(logger.run_id, picture, f"{name}/epoch-{epoch:03}.png")
 
 
 def measure(model: nn.Module, largest: int = LARGEST_BLOCK) -> dict[str, float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -435,7 +435,7 @@ def _stream(
         logits, carry = step(tokens, carry)
         all_log_probs = logits.log_softmax(-1)
         if math.isnan(all_log_probs[:, 0].sum().item()):
-            _complain_of_nan(all_log_probs, place)
+            _complain_of_nan(all_log_probs.isnan().nonzero()[:, 0], place)
         tokens = sampler(_bend(processors, prefix, logits, eos_id) if processors else logits)
         log_probs = all_log_probs.gather(1, tokens[:, None]).squeeze(1)
         live = finished.logical_not()
@@ -454,9 +454,10 @@ def _stream(
             return
 
 
-def _complain_of_nan(values: Tensor, place: int) -> None:
-    row = int(values.isnan().nonzero()[0, 0])
-    raise ValueError(f"the model gave NaN for row {row} at step {place} (both count from 0); finite logits fit")
+def _complain_of_nan(rows: Tensor, place: int) -> None:
+    raise ValueError(
+        f"the model gave NaN for row {int(rows.min())} at step {place} (both count from 0); finite logits fit"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -549,6 +550,38 @@ class StopStrings:
 # Beam search
 
 
+@runtime_checkable
+class Narrows(Protocol):
+    """A step that is bound to something of each source row, and can be bound to fewer of them."""
+
+    def __call__(self, tokens: Tensor, carry: Carry) -> tuple[Tensor, Carry]: ...
+    def take(self, sources: Tensor) -> Narrows:
+        """The step of the source rows at these places, (B',)."""
+        ...
+
+
+class Ensemble:
+    """Several models of one vocabulary as one step: the mean of their probabilities.
+
+    tokens (N,), one carry each -> log-probabilities (N, V), carries.
+
+    Args:
+        steps: of the models.
+    """
+
+    def __init__(self, steps: Sequence[Narrows]) -> None:
+        self.steps = steps
+
+    def __call__(self, tokens: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        answers = [step(tokens, one) for step, one in zip(self.steps, carry, strict=True)]
+        log_probs = torch.stack([logits.log_softmax(-1) for logits, _ in answers])
+        return log_probs.logsumexp(0) - math.log(len(answers)), tuple(after for _, after in answers)
+
+    def take(self, sources: Tensor) -> Ensemble:
+        """The step of the source rows at these places, (B',)."""
+        return Ensemble([step.take(sources) for step in self.steps])
+
+
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
     """One way to go on.
@@ -616,12 +649,13 @@ def beam_search(
     *,
     eos_id: int,
     beam_size: int,
-    max_steps: int,
+    max_steps: int | Sequence[int],
     n_best: int = 1,
     length_penalty: float = 1.0,
     groups: int = 1,
     diversity: float = 0.0,
     processors: Sequence[Processor] = (),
+    bonus: Callable[[Carry], Tensor] | None = None,
     return_tree: bool = False,
 ) -> Hypotheses:
     """Keep the ``beam_size`` best beginnings at every step (Lowerre 1976); rank by log-probability and length.
@@ -638,19 +672,23 @@ def beam_search(
         tokens: (N,) = (B K,) the tokens fed first, copied likewise.
         eos_id: the token that ends a hypothesis.
         beam_size: K; it may be larger than V.
-        max_steps: most tokens of a hypothesis; those that reach it without eos are cut and compete as they are.
+        max_steps: most tokens of a hypothesis, or as many numbers as source rows; those that reach it without eos are
+            cut and compete as they are.
         n_best: how many hypotheses to give for each source row.
         length_penalty: 0 ranks by log-probability, which favours short ones; 1 by its mean over tokens.
         groups: G groups of beams, one after the other at every step (Vijayakumar et al. 2018).
         diversity: taken off a candidate for each beam of an earlier group that took the same token at this step.
         processors: change the log-probabilities before candidates are compared, in this order.
+        bonus: of a hypothesis that ends, added to its score: the carry after its last step -> (N,) numbers of at most
+            0, such as a penalty for what was never looked at.
         return_tree: also give every candidate of every step.
+
+    A step with a method ``take`` is narrowed to the source rows that are still searched, once a quarter is done.
 
     Raises:
         ValueError: if a parameter does not fit, or the model gives NaN.
     """
     _check("beam_size", beam_size, lambda value: value >= 1, "1 or more")
-    _check("max_steps", max_steps, lambda value: value >= 0, "0 or more")
     _check("n_best", n_best, lambda value: value >= 1, "1 or more")
     _check("length_penalty", length_penalty, math.isfinite, "a finite number")
     _check("groups", groups, lambda value: value >= 1, "1 or more")
@@ -661,61 +699,78 @@ def beam_search(
         raise ValueError(f"{beam_size} beams cannot be shared by {groups} groups; a divisor of {beam_size} fits")
     if len(tokens) % beam_size:
         raise ValueError(f"{len(tokens)} rows are not a multiple of the {beam_size} beams of a source row")
+    sources = len(tokens) // beam_size
+    limits = [max_steps] * sources if isinstance(max_steps, int) else list(max_steps)
+    if len(limits) != sources:
+        raise ValueError(f"max_steps has {len(limits)} numbers for {sources} source rows; one each fits")
+    for limit in limits:
+        _check("max_steps", limit, lambda value: value >= 0, "0 or more")
 
     W = beam_size // groups
     U = len(tokens) // W
     device = tokens.device
-    first = W * torch.arange(U, device=device)[:, None]
     score = torch.full((U, W), BARRED, device=device)
     score[:, 0] = 0
     log_prob = torch.zeros(U, W, dtype=torch.float64, device=device)
     prefix = tokens.new_empty(len(tokens), 0)
-    finished = _Finished(U, n_best, length_penalty, device)
-    past: list[tuple[Tensor, Tensor, Tensor]] = []
-    tree = _Tree(U // groups, groups, W) if return_tree else None
+    finished = _Finished(torch.tensor(limits, device=device).repeat_interleave(groups), n_best, length_penalty)
+    past: list[tuple[Tensor, ...]] = []
+    tree = _Tree(sources, groups, W) if return_tree else None
+    score = finished.cut(log_prob, score, 0, None)
+    narrows = isinstance(step, Narrows) and tree is None
 
-    for place in range(max_steps):
+    for place in range(max(limits, default=0)):
         logits, carry = step(tokens, carry)
         V = logits.shape[1]
-        own = logits.log_softmax(-1)
-        bent = _bend(processors, prefix, own, eos_id) if processors else own
-        total = (score.reshape(-1, 1) + bent).view(U, W * V)
-        best, index = _best(total, W, groups, diversity, eos_id)
+        U = len(score)
+        extra = None if bonus is None else bonus(carry).view(U, W)
+        if processors or groups > 1 or tree:
+            own = logits.log_softmax(-1)
+            bent = _bend(processors, prefix, own, eos_id) if processors else own
+            total = (score.reshape(-1, 1) + bent).view(U, W * V)
+            best, index = _best(total, W, groups, diversity, eos_id)
+            token_log_prob = own.view(U, W * V).gather(1, index)
+        else:
+            best, index, token_log_prob = _best_of_logits(logits, score)
         parent, token = index.div(V, rounding_mode="floor"), index.remainder(V)
-        token_log_prob = own.view(U, W * V).gather(1, index)
+        if bool((bad := best.isnan()).any()):
+            _complain_of_nan((W * finished.units[:, None] + parent)[bad], place)
         sums = log_prob.gather(1, parent) + token_log_prob
         ends = token == eos_id
         if tree:
             tree.add(parent, token, token_log_prob, sums, best, ends)
         if bool(ends.any()):
             finished.add(sums[:, :W], best[:, :W], place + 1, parent[:, :W], token_log_prob[:, :W], ends[:, :W],
-                         ended=True)  # fmt: skip
+                         extra, ended=True)  # fmt: skip
             best = best.masked_fill(ends, BARRED)
             order = ends.to(torch.uint8).argsort(stable=True)[:, :W]
             best, parent, token, token_log_prob, sums = (
                 leaf.gather(1, order) for leaf in (best, parent, token, token_log_prob, sums)
             )
-        score, log_prob, parent = best[:, :W], sums[:, :W], parent[:, :W]
-        past.append((parent, token[:, :W], token_log_prob[:, :W]))
-        if finished.some and place + 1 < max_steps:
-            settled = finished.settled(log_prob, score, place + 1, max_steps).view(-1, groups).all(1)
+        score, log_prob, parent, token = best[:, :W], sums[:, :W], parent[:, :W], token[:, :W]
+        past.append((finished.units, parent, token, token_log_prob[:, :W]))
+        score = finished.cut(log_prob, score, place + 1, None if extra is None else extra.gather(1, parent))
+        if finished.some:
+            settled = finished.settled(log_prob, score, place + 1).view(-1, groups).all(1)
             score = score.masked_fill(settled.repeat_interleave(groups)[:, None], BARRED)
-        peak = score.amax().item()
-        if math.isnan(peak):
-            _complain_of_nan(total.view(-1, V), place)
-        if peak == BARRED:
+        rows = (W * torch.arange(U, device=device)[:, None] + parent).flatten()
+        places = (score > BARRED).view(-1, beam_size).any(1).nonzero()[:, 0]
+        if not len(places):
             break
-        tokens = token[:, :W].flatten()
-        if W > 1:
-            rows = (first + parent).flatten()
+        if narrows and 4 * groups * len(places) <= 3 * U:
+            step = cast(Narrows, step).take(places)
+            units = (groups * places[:, None] + torch.arange(groups, device=device)).flatten()
+            finished.narrow(units)
+            score, log_prob, token = (leaf.index_select(0, units) for leaf in (score, log_prob, token))
+            rows = rows.view(U, W).index_select(0, units).flatten()
+        tokens = token.flatten()
+        if W > 1 or len(rows) < U * W:
             carry = reorder(carry, rows)
             prefix = prefix.index_select(0, rows) if processors else prefix
         if processors:
             prefix = torch.cat([prefix, tokens[:, None]], 1)
 
-    beams = torch.arange(W, device=device).expand(U, W)
-    finished.add(log_prob, score, max_steps, beams, score, score > BARRED, ended=False)
-    return Hypotheses(_read(finished.best, past, groups, n_best), tree.rows if tree else None)
+    return Hypotheses(_read(finished.close(), past, groups, n_best), tree.rows if tree else None)
 
 
 def _best(total: Tensor, W: int, groups: int, diversity: float, eos_id: int) -> tuple[Tensor, Tensor]:
@@ -737,6 +792,41 @@ def _best(total: Tensor, W: int, groups: int, diversity: float, eos_id: int) -> 
     return total.gather(1, index), index
 
 
+def _best_of_logits(logits: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`_best` for logits (U W, V) of beams with scores (U, W), and the log-probabilities of the candidates.
+
+    The 2 W best of a unit are among the 2 W best of its beams, so no more than these is ever normalised.
+    """
+    (U, W), V = score.shape, logits.shape[1]
+    values, tokens = largest(logits, min(2 * W, V))
+    log_probs = (values - logits.logsumexp(-1, keepdim=True)).view(U, -1)
+    total = score.repeat_interleave(values.shape[1], 1) + log_probs
+    best, place = total.topk(min(2 * W, total.shape[1]))
+    index = (V * torch.arange(W, device=logits.device)[:, None] + tokens.view(U, W, -1)).flatten(1).gather(1, place)
+    return best, index, log_probs.gather(1, place)
+
+
+def largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest numbers of each row, in order, and their places: x (N, V) -> (N, k) twice; ``topk``, faster on CPU.
+
+    V is folded into C columns of G: the k largest stand in the k columns with the largest maxima.
+    """
+    G = 64
+    C = x.shape[1] // G
+    if 4 * k > C or x.device.type != "cpu":
+        found = x.topk(k)
+        return found.values, found.indices
+    folded = x[:, : G * C].reshape(-1, G, C)
+    columns = folded.amax(1).topk(k, sorted=False).indices
+    values = folded.gather(2, columns[:, None].expand(-1, G, -1)).flatten(1)
+    places = (C * torch.arange(G)[:, None] + columns[:, None]).flatten(1)
+    if rest := x.shape[1] - G * C:
+        values = torch.cat([values, x[:, G * C :]], 1)
+        places = torch.cat([places, torch.arange(G * C, x.shape[1]).expand(len(x), rest)], 1)
+    best, place = values.topk(k)
+    return best, places.gather(1, place)
+
+
 class _Finished:
     """The n-best hypotheses of each group so far: ``best`` (U, n_best, 7), sorted by score.
 
@@ -744,37 +834,65 @@ class _Finished:
     eos ended it. A score of -inf marks an empty place.
     """
 
-    def __init__(self, U: int, n_best: int, length_penalty: float, device: torch.device) -> None:
-        self.best = torch.full((U, n_best, 7), BARRED, dtype=torch.float64, device=device)
+    def __init__(self, limits: Tensor, n_best: int, length_penalty: float) -> None:
+        self.all = torch.full((len(limits), n_best, 7), BARRED, dtype=torch.float64, device=limits.device)
+        self.best, self.limits, self.units = self.all, limits, torch.arange(len(limits), device=limits.device)
+        self.cuts = set(limits.tolist())
         self.length_penalty = length_penalty
         self.some = False
 
-    def add(self, log_prob: Tensor, search: Tensor, length: int, beam: Tensor, eos: Tensor, which: Tensor, *,
-            ended: bool) -> None:  # fmt: skip
+    def add(self, log_prob: Tensor, search: Tensor, length: int, beam: Tensor, eos: Tensor, which: Tensor,
+            extra: Tensor | None, *, ended: bool) -> None:  # fmt: skip
         """Enter those hypotheses (U, W) that ``which`` names and that are alive."""
         self.some = True
         score = log_prob / math.pow(max(length, 1), self.length_penalty)
+        if extra is not None:
+            score = score + (extra.gather(1, beam) if ended else extra)
         score = score.masked_fill(~which | (search == BARRED), BARRED)
         columns = [score, log_prob, search, torch.full_like(score, length), beam, eos, torch.full_like(score, ended)]
         both = torch.cat([self.best, torch.stack([column.double() for column in columns], -1)], 1)
         order = both[..., 0].argsort(stable=True, descending=True)[:, : self.best.shape[1], None]
         self.best = both.gather(1, order.expand(-1, -1, both.shape[2]))
 
-    def settled(self, log_prob: Tensor, search: Tensor, length: int, longest: int) -> Tensor:
+    def cut(self, log_prob: Tensor, search: Tensor, length: int, extra: Tensor | None) -> Tensor:
+        """Enter the live hypotheses of the rows whose limit this length is; the search scores (U, W), barred there."""
+        if length in self.cuts:
+            at_limit = (self.limits == length)[:, None]
+            beams = torch.arange(search.shape[1], device=search.device).expand_as(search)
+            self.add(log_prob, search, length, beams, search, at_limit.expand_as(search), extra, ended=False)
+            search = search.masked_fill(at_limit, BARRED)
+        return search
+
+    def settled(self, log_prob: Tensor, search: Tensor, length: int) -> Tensor:
         """(U,) whether no live hypothesis (U, W) of this length can still come among the best.
 
         Log-probabilities only fall, and a sum below 0 is divided by most at the greatest length if the penalty is
-        positive, at the least if it is negative.
+        positive, at the least if it is negative. What a bonus adds is at most 0.
         """
-        final = longest if self.length_penalty >= 0 else length + 1
-        reach = log_prob.masked_fill(search == BARRED, BARRED).amax(1) / math.pow(final, self.length_penalty)
+        final = self.limits.double() if self.length_penalty >= 0 else torch.full_like(log_prob[:, 0], length + 1)
+        reach = log_prob.masked_fill(search == BARRED, BARRED).amax(1) / final.clamp(min=1) ** self.length_penalty
         return self.best[:, -1, 0] >= reach
+
+    def narrow(self, units: Tensor) -> None:
+        """Go on with some of the units alone, their places (U',)."""
+        self.close()
+        self.best, self.limits, self.units = (leaf[units] for leaf in (self.best, self.limits, self.units))
+
+    def close(self) -> Tensor:
+        """The n-best of all units there were."""
+        self.all = self.all.index_copy(0, self.units, self.best)
+        return self.all
 
 
 def _read(best: Tensor, past: Sequence[tuple[Tensor, ...]], groups: int, n_best: int) -> list[list[Hypothesis]]:
     """Follow the beams back from each hypothesis of ``best`` (U, n_best, 7)."""
+
+    def spread(units: Tensor, leaf: Tensor) -> Tensor:
+        return leaf if len(units) == len(best) else leaf.new_zeros(len(best), leaf.shape[1]).index_copy(0, units, leaf)
+
+    steps = [[spread(units, leaf) for leaf in leaves] for units, *leaves in past]
     parents, tokens, log_probs = (
-        (torch.stack(leaves).tolist() for leaves in zip(*past, strict=True)) if past else [[]] * 3
+        (torch.stack(leaves).tolist() for leaves in zip(*steps, strict=True)) if past else [[]] * 3
     )
     found: list[list[Hypothesis]] = []
     for unit, entries in enumerate(best.tolist()):

@@ -16,11 +16,11 @@ from seqapp import __version__
 from serving import problems
 from serving.envelope import Envelope
 from serving.models import Models
-from serving.routes import completions, health, models, sentiment
+from serving.routes import completions, health, models, sentiment, translation
 from serving.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
-ROUTES = (sentiment, completions, models, health)
+ROUTES = (sentiment, completions, translation, models, health)
 ANSWERED = frozenset(str(module.TASK) for module in ROUTES if hasattr(module, "TASK"))
 """The tasks whose models some route asks."""
 

@@ -29,6 +29,14 @@ class Settings(BaseSettings):
     max_logprobs: int = Field(
         default=500_000, ge=1, description="most log-probabilities in one answer, rivals and echoed prompts counted"
     )
+    max_beam_characters: int = Field(
+        default=400_000,
+        ge=1,
+        description="most work of one translation: (characters + 10 x sentence ends of all texts) x beam_size",
+    )
+    max_attention_characters: int = Field(
+        default=10_000, ge=1, description="most characters translated in one request that asks for the attention"
+    )
     max_bytes: int = Field(default=8 * 1024 * 1024, ge=1, description="largest request body")
     threads: int | None = Field(
         default=None, ge=1, description="threads of one forward pass; none shares the cores out evenly"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,11 @@ from hypothesis import strategies as st
 from seqapp.data.batching import LengthBuckets, cut_by_tokens, pad
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=120)
+PAIRS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), max_size=120)
+
+
+def padded_size(batch: Sequence[int], pairs: Sequence[tuple[int, int]]) -> int:
+    return len(batch) * (max(pairs[index][0] for index in batch) + max(pairs[index][1] for index in batch))
 
 
 @given(LENGTHS, st.integers(1, 200), st.integers(1, 20), st.integers(0, 5), st.integers(0, 5), st.booleans())
@@ -28,6 +34,28 @@ def test_every_index_once_an_epoch_within_the_bounds(
         assert 1 <= len(batch) <= max_rows
         padded = len(batch) * max(lengths[index] for index in batch)
         assert padded <= max_tokens or len(batch) == 1
+
+
+@given(PAIRS, st.integers(1, 400), st.integers(1, 20), st.integers(0, 5), st.integers(0, 5), st.booleans())
+def test_every_pair_once_an_epoch_within_the_bounds_of_both_sides(
+    pairs: list[tuple[int, int]], max_tokens: int, max_rows: int, seed: int, epoch: int, shuffle: bool
+) -> None:
+    buckets = LengthBuckets(pairs, max_tokens=max_tokens, max_rows=max_rows, seed=seed, shuffle=shuffle)
+    buckets.set_epoch(epoch)
+    batches = list(buckets)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(pairs)))
+    for batch in batches:
+        assert 1 <= len(batch) <= max_rows
+        assert padded_size(batch, pairs) <= max_tokens or len(batch) == 1
+
+
+@given(LENGTHS, st.integers(1, 200), st.integers(0, 5), st.booleans())
+def test_equal_sides_are_batched_as_one_of_half_the_bound(
+    lengths: list[int], max_tokens: int, seed: int, shuffle: bool
+) -> None:
+    one = LengthBuckets(lengths, max_tokens=max_tokens, seed=seed, shuffle=shuffle)
+    two = LengthBuckets([(n, n) for n in lengths], max_tokens=2 * max_tokens, seed=seed, shuffle=shuffle)
+    assert list(one) == list(two)
 
 
 @given(LENGTHS, st.integers(1, 200), st.integers(0, 5), st.integers(0, 5))
@@ -88,9 +116,24 @@ def test_little_goes_into_padding() -> None:
     assert waste(1) > 2 * waste(50)
 
 
+def test_little_of_pairs_goes_into_padding() -> None:
+    chance = random.Random(0)
+    pairs = [(n, max(1, round(n * chance.uniform(0.6, 1.4)))) for n in (chance.randint(4, 40) for _ in range(5000))]
+
+    def waste(lengths: Sequence[int | tuple[int, int]], max_tokens: int) -> float:
+        batches = list(LengthBuckets(lengths, max_tokens=max_tokens))
+        return 1 - sum(map(sum, pairs)) / sum(padded_size(batch, pairs) for batch in batches)
+
+    assert waste(pairs, 4096) < 0.11
+    assert waste([source for source, _ in pairs], 2048) > 1.5 * waste(pairs, 4096)
+    assert waste([source + target for source, target in pairs], 4096) > 1.5 * waste(pairs, 4096)
+
+
 def test_cut_by_tokens_fills_batches_greedily() -> None:
+    assert cut_by_tokens([0, 1, 2], [(2, 9), (3, 1), (1, 1)], max_tokens=24, max_rows=9) == [[0, 1], [2]]
     assert cut_by_tokens([0, 1, 2, 3], [2, 2, 3, 10], max_tokens=6, max_rows=9) == [[0, 1], [2], [3]]
     assert cut_by_tokens([3, 0, 1, 2], [1, 1, 1, 1], max_tokens=9, max_rows=3) == [[3, 0, 1], [2]]
+    assert cut_by_tokens([0, 1, 2], [4, 1, 1], max_tokens=4, max_rows=9) == [[0], [1, 2]]
     assert cut_by_tokens([], [], max_tokens=1, max_rows=1) == []
 
 

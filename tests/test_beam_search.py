@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seqapp.decoding import (
     Bias,
+    Ensemble,
     Hypotheses,
     Hypothesis,
     MinimumLength,
@@ -26,6 +27,7 @@ from seqapp.decoding import (
     beam_search,
     forbid,
     generate,
+    largest,
     reorder,
 )
 
@@ -69,9 +71,34 @@ class Model:
     def log_prob(self, source: int, text: Sequence[int]) -> float:
         return float(sum(self.log_probs(source, text[:end])[text[end]].double() for end in range(len(text))))
 
-    def search(self, sources: Sequence[int], beam_size: int, max_steps: int, **keywords: Any) -> Hypotheses:
+    def search(
+        self, sources: Sequence[int], beam_size: int, max_steps: int | Sequence[int], **keywords: Any
+    ) -> Hypotheses:
         carry, tokens = self.start(sources, beam_size)
         return beam_search(self.step, carry, tokens, eos_id=EOS, beam_size=beam_size, max_steps=max_steps, **keywords)
+
+
+@dataclass
+class Bound:
+    """The step of a model that is bound to its source rows, and so must be narrowed as the search is."""
+
+    model: Model
+    sources: Tensor
+    taken: list[list[int]]
+
+    def __call__(self, tokens: Tensor, carry: Any) -> tuple[Tensor, Any]:
+        source = self.sources.repeat_interleave(len(tokens) // len(self.sources))
+        logits, (before, _) = self.model.step(tokens, (carry, (source,)))
+        return logits, before
+
+    def take(self, sources: Tensor) -> Bound:
+        self.taken.append(sources.tolist())
+        return Bound(self.model, self.sources[sources], self.taken)
+
+
+def bind(model: Model, sources: Sequence[int], beam_size: int) -> tuple[Bound, Tensor, Tensor]:
+    (before, _), tokens = model.start(sources, beam_size)
+    return Bound(model, torch.tensor(sources), []), before, tokens
 
 
 def model_of(size: int, max_steps: int, sources: int = 1, spread: float = 1.5, seed: int = 0) -> Model:
@@ -242,7 +269,16 @@ def test_one_beam_ranked_by_log_probability_is_greedy(seed: int) -> None:
     greedy = generate(model.step, carry, tokens, eos_id=EOS, max_steps=5)
     (one,) = model.search([0], 1, 5, length_penalty=0).rows[0]
     assert list(whole(one)) == greedy.tokens[0].tolist()
-    assert one.log_probs == pytest.approx(greedy.log_probs[0].tolist())
+    assert one.log_probs == pytest.approx(greedy.log_probs[0].tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 3])
+def test_a_beam_goes_on_beside_its_end(beam_size: int) -> None:
+    for seed in range(20):
+        model = model_of(4, 5, seed=seed)
+        expected = slow_search(model, 0, beam_size, 5, n_best=1, length_penalty=2.0)
+        (found,) = model.search([0], beam_size, 5, length_penalty=2.0).rows
+        assert [whole(one) for one in found] == [text for _, text in expected]
 
 
 def test_the_first_group_searches_as_if_alone_and_the_others_differ() -> None:
@@ -344,6 +380,8 @@ def test_nan_is_named() -> None:
     [
         ({"beam_size": 0}, "beam_size is 0; 1 or more fits"),
         ({"max_steps": -1}, "max_steps is -1; 0 or more fits"),
+        ({"max_steps": [-2]}, "max_steps is -2; 0 or more fits"),
+        ({"max_steps": [2, 2]}, "max_steps has 2 numbers for 1 source rows; one each fits"),
         ({"n_best": 0}, "n_best is 0; 1 or more fits"),
         ({"n_best": 5}, "n_best is 5, more than the 4 beams searched; up to 4 fits"),
         ({"length_penalty": math.nan}, "length_penalty is nan; a finite number fits"),
@@ -359,3 +397,172 @@ def test_bad_parameters_are_named(keywords: dict[str, Any], message: str) -> Non
     call: Callable[..., Hypotheses] = beam_search
     with pytest.raises(ValueError, match=message):
         call(model.step, carry, tokens, **{"eos_id": EOS, "beam_size": 4, "max_steps": 2, **keywords})
+
+
+def place_of(text: Sequence[int], size: int) -> int:
+    place = 0
+    for token in text:
+        place = place * size + token + 1
+    return place
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.6, 1.0, 2.0, -0.5])
+@pytest.mark.parametrize("weight", [0.0, 0.3, 5.0])
+def test_a_wide_search_with_a_bonus_and_a_limit_for_each_row_finds_the_best_of_all_texts(
+    weight: float, length_penalty: float
+) -> None:
+    size, limits = 3, [3, 0, 1, 2, 3]
+    model = model_of(size, max(limits), sources=len(limits))
+    extra = -weight * torch.rand(model.logits.shape[:2])
+    beam_size = size ** max(limits)
+
+    def bonus(carry: Any) -> Tensor:
+        place, (source,) = carry
+        return extra[source, place[:, 0]]
+
+    def score(source: int, text: tuple[int, ...]) -> float:
+        if not text:
+            return 0.0
+        ends = float(extra[source, place_of(text[:-1], size)])
+        return model.log_prob(source, text) / len(text) ** length_penalty + ends
+
+    for n_best in (1, 3, beam_size):
+        rows = model.search(range(len(limits)), beam_size, limits, n_best=n_best, length_penalty=length_penalty,
+                            bonus=bonus).rows  # fmt: skip
+        for source, (limit, found) in enumerate(zip(limits, rows, strict=True)):
+            expected = sorted(((score(source, text), text) for text in every_text(size, limit)), reverse=True)[:n_best]
+            assert [whole(one) for one in found] == [text for _, text in expected]
+            assert [one.score for one in found] == pytest.approx([value for value, _ in expected])
+            assert [one.log_prob for one in found] == pytest.approx(
+                [model.log_prob(source, text) for _, text in expected]
+            )
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.integers(2, 5),
+    limits=st.lists(st.integers(0, 5), min_size=1, max_size=7),
+    shape=st.sampled_from([(1, 1), (2, 1), (5, 1), (9, 1), (2, 2), (6, 3), (6, 2)]),
+    diversity=st.sampled_from([0.0, 0.7]),
+    length_penalty=st.sampled_from([0.0, 1.0, -1.0]),
+    spread=st.sampled_from([0.3, 1.5, 6.0]),
+    variant=st.sampled_from([0, 0, 0, 1, 2, 3, 4]),
+    weight=st.sampled_from([None, 0.5]),
+)
+def test_rows_that_end_apart_are_searched_as_if_alone_narrowed_or_not(
+    seed: int,
+    size: int,
+    limits: list[int],
+    shape: tuple[int, int],
+    diversity: float,
+    length_penalty: float,
+    spread: float,
+    variant: int,
+    weight: float | None,
+) -> None:
+    beam_size, groups = shape
+    model = model_of(size, 5, sources=len(limits), spread=spread, seed=seed)
+
+    def bonus(carry: Any) -> Tensor:
+        before = carry[0] if isinstance(carry, tuple) else carry
+        return -(weight or 0.0) * (before[:, 0] % 3)
+
+    keywords: dict[str, Any] = {
+        "n_best": min(beam_size, 2), "length_penalty": length_penalty, "groups": groups, "diversity": diversity,
+        "processors": variants(size)[variant],
+    }  # fmt: skip
+    given = keywords if weight is None else {**keywords, "bonus": bonus}
+    sources = range(len(limits))
+    whole_batch = model.search(sources, beam_size, limits, **given).rows
+    step, carry, tokens = bind(model, sources, beam_size)
+    narrowed = beam_search(step, carry, tokens, eos_id=EOS, beam_size=beam_size, max_steps=limits, **given).rows
+    for source, limit in enumerate(limits):
+        (alone,) = model.search([source], beam_size, limit, **given).rows
+        assert whole_batch[source] == alone
+        assert narrowed[source] == alone
+        if weight is None and limit:
+            expected = slow_search(model, source, beam_size, limit, **keywords)
+            assert [whole(one) for one in alone] == [text for _, text in expected]
+
+
+def test_a_step_is_narrowed_once_a_quarter_of_its_rows_is_done() -> None:
+    model = model_of(3, 5, sources=8, spread=0.3)
+    step, carry, tokens = bind(model, range(8), 2)
+    # Too few to end by themselves: the limits decide. Of 8 rows 7, then 6, 5 and 2 are left, and the last one ends.
+    beam_search(step, carry, tokens, eos_id=EOS, beam_size=2, max_steps=[5, 1, 2, 3, 5, 4, 4, 4], length_penalty=-4,
+                n_best=2, processors=[MinimumLength(EOS, 5)])  # fmt: skip
+    assert step.taken == [[0, 3, 4, 5, 6, 7], [0, 2]]
+
+
+@settings(max_examples=150)
+@given(
+    seed=st.integers(0, 10**6),
+    rows=st.integers(0, 3),
+    size=st.one_of(st.integers(1, 600), st.integers(600, 3000), st.sampled_from([256, 320, 1024, 2048])),
+    share=st.one_of(st.integers(1, 12), st.floats(0.9, 1.0)),
+    kind=st.sampled_from(["normal", "few values", "mostly -inf", "all -inf"]),
+)
+def test_largest_is_topk(seed: int, rows: int, size: int, share: float, kind: str) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, size, generator=generator)
+    if kind == "few values":
+        x = x.round()
+    elif kind.endswith("-inf"):
+        barred = torch.rand(rows, size, generator=generator) < (0.995 if kind == "mostly -inf" else 1.1)
+        x = x.masked_fill(barred, NEVER)
+    k = max(1, min(size, share if isinstance(share, int) else round(share * size)))
+    values, places = largest(x, k)
+    assert torch.equal(values, x.topk(k).values)
+    assert torch.equal(x.gather(1, places), values)
+    assert all(len(set(row)) == k for row in places.tolist())
+
+
+def test_largest_shows_nan() -> None:
+    x = torch.randn(2, 1000)
+    x[1, 999] = x[0, 3] = math.nan
+    values, places = largest(x, 2)
+    assert values[:, 0].isnan().all()
+    assert places[:, 0].tolist() == [3, 999]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_ensemble_says_the_mean_of_the_probabilities(seed: int) -> None:
+    size, limits, beam_size = 4, [5, 1, 3, 2, 5], 3
+    one, other = (model_of(size, 5, sources=5, seed=10 * seed + index) for index in range(2))
+    mean = Model(((one.logits.softmax(-1) + other.logits.softmax(-1)) / 2).log())
+
+    def search(models: Sequence[Model]) -> list[list[Hypothesis]]:
+        bound = [bind(model, range(5), beam_size) for model in models]
+        tokens = bound[0][2]
+        return beam_search(Ensemble([step for step, _, _ in bound]), tuple(carry for _, carry, _ in bound), tokens,
+                           eos_id=EOS, beam_size=beam_size, max_steps=limits, n_best=3).rows  # fmt: skip
+
+    for models, expected in (([one, other], mean), ([one, one], one), ([other, one, one], None)):
+        if expected is None:
+            expected = Model(((other.logits.softmax(-1) + 2 * one.logits.softmax(-1)) / 3).log())
+        for found, wanted in zip(
+            search(models), expected.search(range(5), beam_size, limits, n_best=3).rows, strict=True
+        ):
+            assert [whole(hypothesis) for hypothesis in found] == [whole(hypothesis) for hypothesis in wanted]
+            for hypothesis, right in zip(found, wanted, strict=True):
+                assert hypothesis.log_probs == pytest.approx(right.log_probs, abs=1e-5)
+
+
+def test_an_ensemble_of_which_one_is_sure_that_a_token_never_comes() -> None:
+    one, other = (torch.tensor([[0.0, NEVER, 0.0]]), torch.tensor([[NEVER, NEVER, 0.0]]))
+    steps: list[Any] = [lambda tokens, carry, logits=logits: (logits, carry) for logits in (one, other)]
+    log_probs, _ = Ensemble(steps)(torch.tensor([0]), ((), ()))
+    assert log_probs.exp()[0].tolist() == pytest.approx([0.25, 0, 0.75])
+
+
+def test_what_is_not_finite_is_named_by_the_row_it_was_given_as() -> None:
+    for value in (math.nan, math.inf):
+        model = model_of(3, 4, sources=4, spread=0.1)
+        model.logits[3, place_of([1], 3)] = value
+        step, carry, tokens = bind(model, range(4), 2)
+        with pytest.raises(ValueError, match=r"NaN for row [67] at step 1 "):
+            beam_search(step, carry, tokens, eos_id=EOS, beam_size=2, max_steps=[1, 1, 1, 4])
+        assert step.taken == [[3]]
+    with pytest.raises(ValueError, match="NaN for row 0 at step 0"):
+        model_of(3, 3).search([0], 1, 3, processors=[Bias(torch.tensor([math.nan, 0, 0]))])

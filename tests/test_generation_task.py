@@ -20,13 +20,14 @@ from torch import Tensor
 
 from seqapp import metrics
 from seqapp.completion import MOST_TOKENS, GenerationInput, GenerationOutput, Piece, ScoredToken
+from seqapp.data.counts import bigrams, unigrams
 from seqapp.data.streams import Stream
 from seqapp.data.text import Passage
 from seqapp.data.tokenizers import BOS, EOS, PAD, UNK
 from seqapp.errors import BundleError, DataError
 from seqapp.models.language_model import LanguageModel
 from seqapp.tasks import TASKS, InputError
-from seqapp.tasks.generation import Generation, bigrams, unigrams
+from seqapp.tasks.generation import Generation, blocks
 
 TEXTS = ["The cat sat on the mat, and the dog sat too.\n", "A naïve café: 你好! 🙂 “no”\n", "the the cat's mat"]
 TOKENIZERS: dict[str, dict[str, Any]] = {
@@ -854,9 +855,9 @@ def test_frequencies_are_those_of_the_text() -> None:
         task = prepared(reads=reads)
         items = task.encode([Passage("cat"), Passage("aac")])
         c, a, t = task.tokenizer.encode("cat").ids
-        counts = unigrams(items, task.tokenizer.size)
+        counts = unigrams(blocks(items), task.tokenizer.size)
         assert {index: int(n) for index, n in enumerate(counts) if n} == {c: 2, a: 3, t: 1, EOS: 2}
-        pairs, times = bigrams(items)
+        pairs, times = bigrams(blocks(items))
         found = {tuple(pair): n for pair, n in zip(pairs.tolist(), times.tolist(), strict=True)}
         assert found == {(BOS, c): 1, (c, a): 1, (a, t): 1, (t, EOS): 1, (BOS, a): 1, (a, a): 1, (a, c): 1,
                          (c, EOS): 1}  # fmt: skip

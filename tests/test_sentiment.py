@@ -178,8 +178,8 @@ def test_crop_is_a_random_piece_in_training_only() -> None:
     assert pieces == {tuple(range(start, start + 4)) for start in range(4, 27)}
     short = Item([5, 6, 7, 8], 0)
     assert task.augment(short, random.Random(0)) == short
-    assert [task.augmented_length(length) for length in (1, 4, 5, 99)] == [1, 4, 4, 4]
-    assert [prepared().augmented_length(length) for length in (1, 99)] == [1, 99]
+    assert [task.augmented_length(Item([4] * length, 0)) for length in (1, 4, 5, 99)] == [1, 4, 4, 4]
+    assert [prepared().augmented_length(Item([4] * length, 0)) for length in (1, 99)] == [1, 99]
     assert prepared().augment(item, random.Random(0)) is item
     text = " ".join(WORDS)
     assert len(task.encode([LabelledText(text, "mixed")])[0].ids) == len(WORDS)

@@ -14,6 +14,9 @@ from torch.utils.data import Sampler
 
 from seqapp.data.tokenizers import PAD
 
+Length = int | tuple[int, int]
+"""Tokens of a row, or of its source and of its target."""
+
 
 def pad(rows: Sequence[Sequence[int]], value: int = PAD) -> tuple[Tensor, Tensor]:
     """Rows of ids -> ids (B, T), right-padded with ``value``, and lengths (B,)."""
@@ -23,23 +26,27 @@ def pad(rows: Sequence[Sequence[int]], value: int = PAD) -> tuple[Tensor, Tensor
     return ids, torch.tensor(lengths)
 
 
-def cut_by_tokens(order: Sequence[int], lengths: Sequence[int], max_tokens: int, max_rows: int) -> list[list[int]]:
-    """Cut ``order`` into batches whose padded size, rows x longest, stays within ``max_tokens``.
+def cut_by_tokens(order: Sequence[int], lengths: Sequence[Length], max_tokens: int, max_rows: int) -> list[list[int]]:
+    """Cut ``order`` into batches whose padded size stays within ``max_tokens``.
+
+    The padded size is rows x longest, and for pairs rows x (longest source + longest target): what the two rectangles
+    of a batch hold, padding included.
 
     Args:
         order: indices into ``lengths``, rows of similar length beside each other.
-        lengths: tokens per row.
-        max_tokens: bound on rows x longest; a longer single row is a batch of its own.
+        lengths: tokens per row, or of source and target.
+        max_tokens: bound on the padded size; a longer single row is a batch of its own.
         max_rows: bound on rows.
     """
     batches: list[list[int]] = []
     batch: list[int] = []
-    longest = 0
+    longest: tuple[int, ...] = ()
     for index in order:
-        grown = max(longest, lengths[index])
-        if batch and (grown * (len(batch) + 1) > max_tokens or len(batch) == max_rows):
+        own = _sides(lengths[index])
+        grown = tuple(map(max, longest, own)) if batch else own
+        if batch and (sum(grown) * (len(batch) + 1) > max_tokens or len(batch) == max_rows):
             batches.append(batch)
-            batch, grown = [], lengths[index]
+            batch, grown = [], own
         batch.append(index)
         longest = grown
     if batch:
@@ -47,15 +54,30 @@ def cut_by_tokens(order: Sequence[int], lengths: Sequence[int], max_tokens: int,
     return batches
 
 
+def _sides(length: Length) -> tuple[int, ...]:
+    return length if isinstance(length, tuple) else (length,)
+
+
+def _place(length: Length) -> tuple[int, int]:
+    """Where a row stands in the order: by its longer side, and among equals by how much longer the source is.
+
+    The second goes up and down by turns, so that neighbours stay alike where the first changes.
+    """
+    sides = _sides(length)
+    longer, lead = max(sides), sides[0] - sides[-1]
+    return longer, lead if longer % 2 else -lead
+
+
 class LengthBuckets(Sampler[list[int]]):
     """Every index once an epoch, in batches of similar length and random order.
 
     Rows are shuffled, cut into pools of ``pool`` batches, sorted by length within a pool, cut into batches, and the
-    batches shuffled. The order depends on ``seed`` and the epoch alone, so a resumed epoch repeats exactly.
+    batches shuffled. The order depends on ``seed`` and the epoch alone, so a resumed epoch repeats exactly. Of pairs
+    both sides count, so that rows of a similar source and a similar target stand together.
 
     Args:
-        lengths: tokens per row.
-        max_tokens: bound on rows x longest in a batch.
+        lengths: tokens per row, or of source and target.
+        max_tokens: bound on the padded size of a batch, as of :func:`cut_by_tokens`.
         max_rows: bound on rows in a batch.
         seed: of the shuffles.
         shuffle: False keeps one order, sorted by length, for evaluation.
@@ -64,7 +86,7 @@ class LengthBuckets(Sampler[list[int]]):
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[Length],
         *,
         max_tokens: int,
         max_rows: int = 1024,
@@ -96,16 +118,16 @@ class LengthBuckets(Sampler[list[int]]):
     def _make(self) -> list[list[int]]:
         order = list(range(len(self.lengths)))
         if not self.shuffle:
-            order.sort(key=lambda index: self.lengths[index])
+            order.sort(key=lambda index: _place(self.lengths[index]))
             return cut_by_tokens(order, self.lengths, self.max_tokens, self.max_rows)
         chance = random.Random(f"{self.seed}:{self.epoch}")
         chance.shuffle(order)
-        mean = max(1.0, sum(self.lengths) / max(1, len(self.lengths)))
+        mean = max(1.0, sum(sum(_sides(length)) for length in self.lengths) / max(1, len(self.lengths)))
         rows = max(1, int(min(self.max_tokens / mean, self.max_rows) * self.pool))
         pooled = [
             index
             for start in range(0, len(order), rows)
-            for index in sorted(order[start : start + rows], key=lambda index: self.lengths[index])
+            for index in sorted(order[start : start + rows], key=lambda index: _place(self.lengths[index]))
         ]
         batches = cut_by_tokens(pooled, self.lengths, self.max_tokens, self.max_rows)
         chance.shuffle(batches)

@@ -21,7 +21,7 @@ def reviews() -> Splits[LabelledText]:
         lines = (folder / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
         rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
         parts[name] = [LabelledText(row["text"], row["label"]) for row in rows]
-    return Splits("bundled reviews", **parts)
+    return Splits.of("bundled reviews", parts)
 
 
 _RUN = 12  # words in a row that two topics may not share across splits
@@ -49,7 +49,7 @@ def documentation() -> Splits[Passage]:
         drawn = hashlib.sha256(f"{_SALT} {group}".encode()).digest()[0]
         part = "train" if drawn < 205 else "validation" if drawn < 231 else "test"
         parts[part].append(Passage(topics[name]))
-    return Splits("bundled documentation", **parts)
+    return Splits.of("bundled documentation", parts)
 
 
 def _grouped(topics: Mapping[str, str]) -> dict[str, str]:

@@ -346,7 +346,8 @@ def anbn(
         if last > above:
             parts[part] = _anbn(torch.arange(above + 1, last + 1))
     name = f"anbn, n from {shortest} to {longest}, then to {validation_longest}, then to {test_longest}, seed {seed}"
-    return Splits(name, **{part: as_steps(rows, names) for part, rows in parts.items()})
+    steps = {part: as_steps(rows, names) for part, rows in parts.items()}
+    return Splits.of(name, steps)
 
 
 @SOURCES.register("narma")
@@ -426,7 +427,7 @@ def _splits(
                 what = f"found {len(kept)} of {size} {part} sequences that stand in no other split"
                 raise ConfigError(f"{name}: {what}; longer sequences, or smaller validation and test splits fit")
         parts[part] = kept
-    return Splits(name, **parts)
+    return Splits.of(name, parts)
 
 
 def _take(rows: Rows, index: Sequence[int]) -> Rows:

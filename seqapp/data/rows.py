@@ -54,14 +54,14 @@ def read_rows(path: str | Path, *, encoding: str = "utf-8", format: Format | Non
     """
     path = Path(path)
     empty = True
-    with _open(path) as stream:
+    with open_file(path) as stream:
         chosen = _format(path, format)
         if chosen == "parquet":
             rows = _parquet(path, stream)
         elif chosen == "jsonl":
-            rows = _json_lines(path, _lines(path, stream, encoding))
+            rows = _json_lines(path, text_lines(path, stream, encoding))
         else:
-            rows = _delimited(path, _lines(path, stream, encoding), _SEPARATORS[chosen])
+            rows = _delimited(path, text_lines(path, stream, encoding), _SEPARATORS[chosen])
         for row in rows:
             empty = False
             yield row
@@ -70,7 +70,12 @@ def read_rows(path: str | Path, *, encoding: str = "utf-8", format: Format | Non
         raise DataError(f"{path}:1: the file holds no rows; it takes {what}")
 
 
-def _open(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BinaryIO:
+    """A file to read, unpacked where its name ends in .gz.
+
+    Raises:
+        DataError: if there is none, or it cannot be read, naming what stands beside it.
+    """
     try:
         return cast(BinaryIO, gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb"))
     except FileNotFoundError:
@@ -108,7 +113,7 @@ def _format(path: Path, format: str | None) -> str:
     return chosen
 
 
-def _lines(path: Path, stream: BinaryIO, encoding: str) -> Iterator[str]:
+def text_lines(path: Path, stream: BinaryIO, encoding: str) -> Iterator[str]:
     """The physical lines with their ends: LF, CR LF or CR, none of the others that ``str.splitlines`` knows."""
     try:
         "".encode(encoding)  # refuses codecs that are not text, such as hex

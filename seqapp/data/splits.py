@@ -35,16 +35,29 @@ class Splits(Generic[E]):
         train: examples that weights are fitted on.
         validation: examples that choose between weights; nothing here is also in training.
         test: examples that are read once, for the final figure.
+        further: test splits beside ``test``, by name, each reported by itself.
     """
 
     name: str
     train: Sequence[E]
     validation: Sequence[E]
     test: Sequence[E] = ()
+    further: Mapping[str, Sequence[E]] = dataclasses.field(default_factory=dict, kw_only=True)
+
+    @classmethod
+    def of(cls, name: str, parts: Mapping[str, Sequence[E]]) -> Splits[E]:
+        """The splits by name; other names than train, validation and test are further test splits."""
+        known = {part: parts[part] for part in ("train", "validation", "test") if part in parts}
+        further = {part: examples for part, examples in parts.items() if part not in known}
+        return cls(name, known["train"], known["validation"], known.get("test", ()), further=further)
+
+    def all(self) -> dict[str, Sequence[E]]:
+        """Every split by name: train, validation, test, and the further ones."""
+        return {"train": self.train, "validation": self.validation, "test": self.test, **self.further}
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of each split's content, in order: equal digests mean equal data."""
-        return {name: digest(getattr(self, name)) for name in ("train", "validation", "test")}
+        return {name: digest(examples) for name, examples in self.all().items()}
 
 
 SOURCES: Registry[Splits[Any]] = Registry("data source")

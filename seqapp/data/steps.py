@@ -92,7 +92,7 @@ def sequences(
                             f"nowhere else; more rows with the same symbols, or a file for {name}, fit")  # fmt: skip
     parts |= dict(zip(["train", *shares], dealt, strict=True))
     how = [f"{name} {share:g}" for name, share in shares.items()]
-    return Splits(", ".join([f"sequences {Path(train).name}", *how, *([f"seed {seed}"] if how else [])]), **parts)
+    return Splits.of(", ".join([f"sequences {Path(train).name}", *how, *([f"seed {seed}"] if how else [])]), parts)
 
 
 def _known_to_training(rows: Sequence[Steps], dealt: Sequence[Sequence[Steps]]) -> list[list[Steps]]:

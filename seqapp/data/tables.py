@@ -120,7 +120,7 @@ def table(
     aside = [f"{name} {share:g}" for name, share in shares.items()]
     how = [*aside, f"by {group}" if group else "by text", f"seed {seed}"] if aside else []
     splits = {name: [LabelledText(row.text, row.label) for row in part] for name, part in parts.items()}
-    return Splits(", ".join([f"table {Path(train).name}", *how]), **splits)
+    return Splits.of(", ".join([f"table {Path(train).name}", *how]), splits)
 
 
 def read_examples(

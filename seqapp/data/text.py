@@ -283,7 +283,7 @@ def own_text(
         if not splits[part]:
             fits = "a longer text, another share, or a file of its own would fit"
             raise DataError(f"{train}: too short to set some aside, {part} would be empty; {fits}")
-    return Splits(", ".join([f"text {Path(train).name}", *how]), **splits)
+    return Splits.of(", ".join([f"text {Path(train).name}", *how]), splits)
 
 
 def _documents(path: str | Path, pattern: str, encoding: str) -> list[Document]:
@@ -417,8 +417,8 @@ def conditioned(
         remove_shared(parts)
     how = [f"{name} {share:g}" for name, share in shares.items()]
     name = ", ".join([f"table {Path(train).name}", *how, *([f"by {group or 'text'}", f"seed {seed}"] if how else [])])
-    return Splits(
-        name, **{part: [Passage(row.text, True, row.numbers) for row in rows] for part, rows in parts.items()}
+    return Splits.of(
+        name, {part: [Passage(row.text, True, row.numbers) for row in rows] for part, rows in parts.items()}
     )
 
 

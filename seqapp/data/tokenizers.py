@@ -47,6 +47,14 @@ PIECE = (
 """A word, a number of up to three digits, a run of marks, of line ends or of other white space: all of any text."""
 
 
+MARK = r"▁?(?:[^\p{L}\p{M}\p{N}▁'’]|['’](?!\p{L})|(?<!\p{L})['’])"
+"""One mark of punctuation with the space before it; an apostrophe inside a word is none.
+
+It stands alone, so that "bike." and "bike" share a piece, and so that "<pad>" in a text is not one piece: the unigram
+model holds the special tokens as pieces.
+"""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """One text as ids, and where each id stands in the text: ``text[start:end]``."""
@@ -325,6 +333,8 @@ def subword(
 ) -> Tokenizer:
     """Pieces of words: byte-pair encoding (Sennrich et al. 2016) or a unigram model (Kudo 2018).
 
+    A piece lies within one word with the space before it, or is one mark of punctuation.
+
     Args:
         algorithm: how pieces are found.
         max_vocabulary: number of pieces, special ids included.
@@ -343,9 +353,8 @@ def subword(
             vocab_size=max_vocabulary, special_tokens=SPECIALS, unk_token=SPECIALS[UNK], show_progress=False
         )
     core.normalizer = _normalizer(lowercase)
-    # "<" stands alone, or "<pad>" in a text would be one piece: the unigram model holds the special tokens as pieces.
     core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Metaspace(), pre_tokenizers.Split("<", behavior="isolated")]
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Split(hf.Regex(MARK), behavior="isolated")]
     )
     core.decoder = decoders.Metaspace()
     return Tokenizer(core, functools.partial(core.train_from_iterator, trainer=trainer))

@@ -6,4 +6,4 @@ from torch import nn
 
 from seqapp.registry import Registry
 
-MODELS: Registry[nn.Module] = Registry("model", given=("vocabulary_size", "classes"))
+MODELS: Registry[nn.Module] = Registry("model", given=("vocabulary_size", "classes", "source_size"))

@@ -15,12 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from seqapp.nn.attention import Memory
 from seqapp.nn.cells import GRU, LSTM, GRUResetAfter, LSTMLinearOutput
+from seqapp.nn.decoder import AttentionDecoder
 from seqapp.nn.heads import Head, LinearHead
 from seqapp.nn.recurrent import Carry, Recurrent, Stack, WeightDropout
 
 Advance = Callable[[Carry, Tensor], tuple[Carry, Tensor]]
 """carry, x (N, I) -> carry, y (N, O)."""
+AdvanceDecoder = Callable[[Carry, Tensor, Memory], tuple[Carry, Tensor, Tensor]]
+"""carry, x (N, E), memory of B sources -> carry, y (N, R), weights (N, S)."""
 Product = Callable[[Tensor], Tensor]
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")  # type: ignore[no-untyped-call]
@@ -68,6 +72,34 @@ def fast_logits(head: Head, rows: int) -> Product:
     if not isinstance(head, LinearHead) or head.project.weight.dtype != torch.float32:
         return head.logits
     return product(head.project.weight, head.project.bias, rows)
+
+
+@torch.no_grad()
+def fast_decoder(decoder: AttentionDecoder, rows: int) -> AdvanceDecoder:
+    """The step of a decoder in eval mode, for so many rows and without gradient. LAW: it is ``decoder.step``."""
+    if decoder.training:
+        return decoder.step
+    lower_step = fast_step(decoder.lower, rows)
+    upper_step = None if decoder.upper is None else fast_step(decoder.upper, rows)
+    combine = product(decoder.combine.weight, decoder.combine.bias, rows)
+
+    def step(carry: Carry, x: Tensor, memory: Memory) -> tuple[Carry, Tensor, Tensor]:
+        lower, upper, fed = carry
+        lower, h = lower_step(lower, torch.cat([x, fed], -1) if decoder.input_feeding else x)
+        context, weights = decoder.attention(h.view(len(memory[0]), -1, h.shape[1]), memory)
+        context = context.reshape(len(h), -1)
+        joined = torch.cat([h, context], -1)
+        if decoder.norm is not None:
+            joined = decoder.norm(joined)
+        if upper_step is not None:
+            upper, top = upper_step(upper, joined)
+            joined = torch.cat([top, context], -1)
+        y = combine(joined).tanh_()
+        if decoder.read_out_norm is not None:
+            y = decoder.read_out_norm(y)
+        return (lower, upper, y if decoder.input_feeding else fed), y, weights.reshape(len(h), -1)
+
+    return step
 
 
 def _stack(stack: Stack, rows: int) -> Advance:

@@ -205,6 +205,10 @@ class Recurrent(Encoder, Generic[C]):
         """
         return carry
 
+    def map_state(self, function: Callable[[Tensor], Tensor], carry: C) -> C:
+        """``function`` applied to each leaf that tells of what was read; masks of dropout stay as they are."""
+        return map_carry(function, carry)
+
     def unroll(self, x: Tensor, lengths: Tensor | None, carry: C) -> tuple[Tensor, C]:
         """All positions at once, on checked input whose padding is zero. A faster kernel overrides this."""
         return scan(self.step, carry, x, lengths)
@@ -306,6 +310,10 @@ class Stack(Recurrent[tuple[Carry, ...]]):
 
     def renew(self, carry: tuple[Carry, ...]) -> tuple[Carry, ...]:
         return tuple(cast(Recurrent[Any], layer).renew(one) for layer, one in zip(self.layers, carry, strict=True))
+
+    def map_state(self, function: Callable[[Tensor], Tensor], carry: tuple[Carry, ...]) -> tuple[Carry, ...]:
+        layers = (cast(Recurrent[Any], layer) for layer in self.layers)
+        return tuple(layer.map_state(function, one) for layer, one in zip(layers, carry, strict=True))
 
     def step(self, carry: tuple[Carry, ...], x: Tensor) -> tuple[tuple[Carry, ...], Tensor]:
         after, outputs = [], []
@@ -470,6 +478,12 @@ class Variational(Recurrent[tuple[C, Tensor, Tensor]]):
         inner, seen, kept = carry
         return self.layer.renew(inner), *self._draw(seen, kept)
 
+    def map_state(
+        self, function: Callable[[Tensor], Tensor], carry: tuple[C, Tensor, Tensor]
+    ) -> tuple[C, Tensor, Tensor]:
+        inner, seen, kept = carry
+        return self.layer.map_state(function, inner), seen, kept
+
     def _draw(self, seen: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         """Fresh masks where there is anything to drop, else those given."""
         if not self.training:
@@ -538,6 +552,9 @@ class WeightDropout(Recurrent[C]):
     def renew(self, carry: C) -> C:
         self._draw()
         return self.layer.renew(carry)
+
+    def map_state(self, function: Callable[[Tensor], Tensor], carry: C) -> C:
+        return self.layer.map_state(function, carry)
 
     def _draw(self) -> None:
         # A mask has the shape of a weight and no row, so it cannot stand in the carry, whose leaves are rows.

@@ -9,11 +9,12 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from seqapp.data.batching import Length
 from seqapp.data.streams import Stream
 from seqapp.errors import ConfigError, SeqappError
 from seqapp.metrics import Metric
@@ -54,6 +55,22 @@ class InputError(SeqappError):
         error = cls(first, problems[first])
         error.problems = dict(sorted(problems.items()))
         return error
+
+
+class Matrix(NamedTuple):
+    """Numbers in [0, 1] with names, to be drawn.
+
+    Args:
+        values: (R, C).
+        rows: R names.
+        columns: C names.
+        title: of the picture.
+    """
+
+    values: Tensor
+    rows: Sequence[str]
+    columns: Sequence[str]
+    title: str
 
 
 class Task(ABC, Generic[E, I]):
@@ -100,13 +117,13 @@ class Task(ABC, Generic[E, I]):
         """A training variation of ``item``, such as a random crop; by default the item itself."""
         return item
 
-    def augmented_length(self, length: int) -> int:
-        """How long an item of ``length`` is after :meth:`augment`."""
-        return length
+    def augmented_length(self, item: I) -> Length:
+        """How long ``item`` is after :meth:`augment`, or about that."""
+        return self.length(item)
 
     @abstractmethod
-    def length(self, item: I) -> int:
-        """Tokens in ``item``."""
+    def length(self, item: I) -> Length:
+        """Tokens in ``item``, or in its source and its target."""
 
     @abstractmethod
     def collate(self, items: Sequence[I]) -> Any:
@@ -145,9 +162,22 @@ class Task(ABC, Generic[E, I]):
     def begin_epoch(self, model: nn.Module, batches: Iterable[Any]) -> None:
         """Let the model see the batches of an epoch before the first of them is learned from."""
 
-    def sample(self, model: nn.Module) -> str | None:
-        """What the model says by itself, for a person who watches it learn; None where it only answers."""
+    def judge(self, model: nn.Module, batch: Any) -> dict[str, Metric]:
+        """Metrics of the answers that the model gives by itself, where the loss does not tell how good they are."""
+        return {}
+
+    def sample(self, model: nn.Module, items: Any) -> str | None:
+        """What the model says, for a person who watches it learn; None where it says nothing.
+
+        Args:
+            model: built by this task.
+            items: those of the validation split.
+        """
         return None
+
+    def matrices(self, model: nn.Module, items: Any) -> dict[str, Matrix]:
+        """What the model looks at, by name, for a person who watches it learn; arguments as of :meth:`sample`."""
+        return {}
 
     def learns(self, batch: Any) -> bool:
         """Whether a piece of a batch asks for an answer; one that does not only carries the state on."""

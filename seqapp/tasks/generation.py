@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from seqapp.completion import Completer, GenerationInput, GenerationOutput, Piece, Request
 from seqapp.data.batching import pad
+from seqapp.data.counts import Blocks, bigrams, unigrams
 from seqapp.data.streams import Batch, Stream
 from seqapp.data.text import Passage, read_conditioned, read_text
 from seqapp.data.tokenizers import BOS, EOS, TOKENIZERS, UNK, Tokenizer
@@ -226,7 +227,7 @@ class Generation(Task[Passage, Item]):
         """Tell the head how frequent tokens and, if it asks, pairs of tokens are."""
         assert isinstance(model, LanguageModel)
         head = model.head
-        head.fit(unigrams(items, self.tokenizer.size), bigrams(items) if head.needs_bigrams else None)
+        head.fit(unigrams(blocks(items), self.tokenizer.size), bigrams(blocks(items)) if head.needs_bigrams else None)
 
     def begin_epoch(self, model: nn.Module, batches: Iterable[Batch]) -> None:
         assert isinstance(model, LanguageModel)
@@ -269,7 +270,7 @@ class Generation(Task[Passage, Item]):
             raise InputError.of(problems)
         return requests
 
-    def sample(self, model: nn.Module) -> str:
+    def sample(self, model: nn.Module, items: Any = None) -> str:
         """A text from the start, or one for each class, always with the same random numbers."""
         names: list[Any] = list(self.conditions.names[:SAMPLED_CLASSES])
         if self.features:
@@ -346,25 +347,8 @@ class Generation(Task[Passage, Item]):
         return None
 
 
-def unigrams(items: Stream | Sequence[Item], size: int) -> Tensor:
-    """How often each token of a vocabulary of ``size`` is to be predicted: (V,)."""
-    counts = numpy.zeros(size, numpy.int64)
-    for _, targets in _blocks(items):
-        counts += numpy.bincount(targets, minlength=size)
-    return torch.from_numpy(counts)
-
-
-def bigrams(items: Stream | Sequence[Item]) -> tuple[Tensor, Tensor]:
-    """Each token with the one after it, (M, 2), and how often they stand so, (M,); the first of a text follows BOS."""
-    pairs, counts = numpy.empty(0, numpy.int64), numpy.empty(0, numpy.int64)
-    for inputs, targets in _blocks(items):
-        found, times = numpy.unique(inputs << 32 | targets, return_counts=True)
-        pairs, place = numpy.unique(numpy.concatenate([pairs, found]), return_inverse=True)
-        counts = numpy.bincount(place, numpy.concatenate([counts, times]), minlength=len(pairs)).astype(numpy.int64)
-    return torch.from_numpy(numpy.stack([pairs >> 32, pairs & 0xFFFFFFFF], 1)), torch.from_numpy(counts)
-
-
-def _blocks(items: Stream | Sequence[Item]) -> Iterator[tuple[Any, Any]]:
+def blocks(items: Stream | Sequence[Item]) -> Blocks:
+    """Inputs and targets of all items, a part of them at a time."""
     if isinstance(items, Stream):
         for start in range(0, len(items), COUNTED_AT_ONCE):
             stop = min(start + COUNTED_AT_ONCE, len(items))

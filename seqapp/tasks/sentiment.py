@@ -134,8 +134,8 @@ class Sentiment(Task[LabelledText, Item]):
         start = chance.randrange(len(item.ids) - self.crop + 1)
         return item._replace(ids=item.ids[start : start + self.crop])
 
-    def augmented_length(self, length: int) -> int:
-        return length if self.crop is None else min(length, self.crop)
+    def augmented_length(self, item: Item) -> int:
+        return self.length(item) if self.crop is None else min(self.length(item), self.crop)
 
     def length(self, item: Item) -> int:
         return len(item.ids)

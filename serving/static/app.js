@@ -3,10 +3,11 @@
 import { generation } from "./generation.js";
 import { $, readJson, showError } from "./page.js";
 import { sentiment } from "./sentiment.js";
+import { translation } from "./translation.js";
 
 const COMMAND_LIMIT = 2000;
-const panels = { sentiment, generation };
-const answers = { sentiment: "answer", generation: "written" };
+const panels = { sentiment, generation, translation };
+const answers = { sentiment: "answer", generation: "written", translation: "translated" };
 let live = [];
 let current = "sentiment";
 
@@ -48,7 +49,7 @@ async function showModels() {
     const list = await readJson(await fetch("v1/models"));
     const fitting = (name) => list.data.filter((model) => model.task === name);
     live = Object.keys(panels).filter((name) => fitting(name).length);
-    for (const name of live) panels[name].show(fitting(name));
+    for (const name of live) await panels[name].show(fitting(name));
     $("panels").hidden = live.length < 2;
     if (!live.length) throw new Error("No model is live that this page has a panel for.");
   } catch (error) {

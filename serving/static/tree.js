@@ -6,7 +6,7 @@ const ROW = 34;
 const BOX = { width: 58, height: 26 };
 const MOST_STEPS = 100;
 
-function draw(name, attributes, text) {
+export function draw(name, attributes, text) {
   const made = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   if (text !== undefined) made.textContent = text;

@@ -404,6 +404,17 @@ def test_renewing_changes_masks_in_training_and_nothing_else(spec: dict[str, Any
         assert torch.equal(one, other) is not dropped, "a mask was kept"
 
 
+def test_map_state_reaches_every_state_and_no_mask(spec: dict[str, Any]) -> None:
+    layer = build(spec).train()
+    x, _ = inputs()
+    _, carry = layer(x)
+    mapped = layer.map_state(lambda leaf: leaf + 1, carry)
+    masks = 2 if "variational" in str(spec) else 0
+    for place, (one, other) in enumerate(zip(leaves(mapped), leaves(carry), strict=True)):
+        assert torch.equal(one, other if place >= len(leaves(carry)) - masks else other + 1)
+    close(layer.map_state(lambda leaf: leaf, carry), carry)
+
+
 def test_training_by_steps_is_training_by_rows_with_the_same_masks(spec: dict[str, Any]) -> None:
     layer = build(spec).train()
     for inner in layer.modules():

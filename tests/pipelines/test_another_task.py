@@ -261,8 +261,8 @@ def test_the_baselines_refuse_what_is_no_text(toy: World, seqapp: Seqapp) -> Non
     said = seqapp("baseline", "toy.yaml")
     assert (said.status, said.out) == (1, "")
     assert said.err == (
-        "error: toy.yaml: the baselines classify or continue texts; the data 'toy' yields Series, LabelledText or "
-        "Passage fits\n"
+        "error: toy.yaml: the baselines classify, continue or translate texts; the data 'toy' yields Series, "
+        "LabelledText, Passage or SentencePair fits\n"
     )
 
 

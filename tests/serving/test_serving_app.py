@@ -13,8 +13,8 @@ from fastapi.testclient import TestClient
 
 from serving.app import STATIC
 
-PATHS = {"/v1/sentiment": "post", "/v1/completions": "post", "/v1/models": "get", "/v1/models/{model_id}/card": "get",
-         "/livez": "get", "/readyz": "get"}  # fmt: skip
+PATHS = {"/v1/sentiment": "post", "/v1/completions": "post", "/translate": "post", "/languages": "get",
+         "/v1/models": "get", "/v1/models/{model_id}/card": "get", "/livez": "get", "/readyz": "get"}  # fmt: skip
 
 
 def test_models_are_listed_in_order_with_figures_and_card(client: TestClient, card: str) -> None:

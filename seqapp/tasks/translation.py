@@ -1,0 +1,373 @@
+"""Text in another language (many to many, delayed): an encoder reads a sentence, a decoder says it again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple, cast
+
+import numpy
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from seqapp.data.batching import pad
+from seqapp.data.counts import Blocks, bigrams, unigrams
+from seqapp.data.languages import LanguageProfile
+from seqapp.data.pairs import SentencePair, read_pairs
+from seqapp.data.subwords import Resegmenter
+from seqapp.data.tokenizers import BOS, EOS, TOKENIZERS, Tokenizer
+from seqapp.errors import BundleError, ConfigError, DataError
+from seqapp.metrics import Metric, Ratio, Surprise
+from seqapp.models.translator import Translator
+from seqapp.nn.recurrent import valid_mask
+from seqapp.registry import Probability, Spec
+from seqapp.tasks.base import TASKS, InputError, Matrix, Task
+from seqapp.translation import MOST_BEAMS, Interpreter, TranslationInput, TranslationOutput, align, limit, search
+from seqapp.translation_scores import Translations
+
+LONGEST_SIDE = 1_000
+"""Most tokens of one side of a pair."""
+SAMPLES, DRAWN = 8, 3
+"""How many sentences a person is shown after each epoch, and how many pictures of attention."""
+
+
+class Item(NamedTuple):
+    """One pair: ids of both sides, EOS at the end, and the pair itself."""
+
+    source: list[int]
+    target: list[int]
+    pair: SentencePair
+
+
+class Rows:
+    """What the rows of a batch are made of; no sequence, so that a trainer does not walk through it for tensors.
+
+    Args:
+        items: one each.
+    """
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = items
+
+
+class Batch(NamedTuple):
+    """Pairs side by side.
+
+    Args:
+        source: ids (B, S).
+        source_lengths: (B,).
+        inputs: ids (B, T), the target from BOS on.
+        targets: ids (B, T), the token after each input.
+        lengths: (B,), of the targets.
+        rows: what the rows are made of.
+    """
+
+    source: Tensor
+    source_lengths: Tensor
+    inputs: Tensor
+    targets: Tensor
+    lengths: Tensor
+    rows: Rows
+
+
+class _Fitted(BaseModel):
+    """What ``translation.json`` holds."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    languages: tuple[str, str]
+    longest: int = Field(ge=1)
+
+
+@TASKS.register("translation")
+class Translation(Task[SentencePair, Item]):
+    """Sentences of one language said in another.
+
+    Args:
+        tokenizer: how a text becomes tokens.
+        shared: one vocabulary for both languages; otherwise each has its own of that kind.
+        regularisation: how often training cuts words into other pieces than usual (Kudo 2018; Provilkov et al. 2020):
+            for bpe the share of merges that are skipped, for unigram that of words that are drawn; for subwords only.
+        beam_size: hypotheses kept in the search, for figures and where a request names none.
+        length_penalty: rank translations by log-probability / length ** this: 0 favours short ones, 1 takes the mean.
+    """
+
+    Input: ClassVar[type[BaseModel]] = TranslationInput
+    Output: ClassVar[type[BaseModel]] = TranslationOutput
+    example_type = SentencePair
+    model_kind = "translator"
+    selection = ("bleu", "max")
+    unit = "pairs"
+    titles: Mapping[str, str] = {
+        "nll": "nll (nats per token)",
+        "bleu": "BLEU (sacreBLEU 13a)",
+        "bleu_lowercased": "BLEU (lower-cased, Moses tokens)",
+        "chrf": "chrF2",
+        "ter": "TER",
+        "bits_per_character": "bits per character",
+    }
+    line_field = "text"
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Annotated[Spec, TOKENIZERS] = {"kind": "subword"},  # noqa: B006  (copied before use)
+        shared: bool = True,
+        regularisation: Probability = 0.0,
+        beam_size: Annotated[int, Field(ge=1, le=MOST_BEAMS)] = 5,
+        length_penalty: Annotated[float, Field(ge=-10, le=10)] = 1.0,
+    ) -> None:
+        self.source_tokenizer: Tokenizer = TOKENIZERS.build(tokenizer)
+        self.target_tokenizer = self.source_tokenizer if shared else TOKENIZERS.build(tokenizer)
+        self.shared, self.regularisation = shared, regularisation
+        self.beam_size, self.length_penalty = beam_size, length_penalty
+        self.languages = ("", "")
+        self.longest = 1
+        self.profile: LanguageProfile | None = None
+        self._resegmenters: tuple[Resegmenter, Resegmenter] | None = None
+
+    @property
+    def limits(self) -> str:  # type: ignore[override]
+        """What a person must not expect of the answers."""
+        return (
+            "It translates each sentence by itself and knows nothing of those around it; it may leave out or make up\n"
+            "what a sentence says. Texts unlike those it was trained on come out worse. BLEU compares only on the\n"
+            f"same test sentences and by the same definition; the figures are those of a beam of {self.beam_size}."
+        )
+
+    @property
+    def file_options(self) -> Sequence[str]:  # type: ignore[override]
+        """The keywords that :meth:`read_examples` takes."""
+        return ("target", "columns", "encoding", "format", "max_characters", "on_bad")
+
+    def prepare(self, examples: Sequence[SentencePair]) -> None:
+        """Fit vocabularies and the profile of the languages.
+
+        Raises:
+            DataError: if the pairs are of several languages, or of one alone.
+            ConfigError: if the tokenizer has no pieces to draw for ``regularisation``.
+        """
+        self.languages = examples[0].languages
+        for index, pair in enumerate(examples):
+            if pair.languages != self.languages:
+                raise DataError(f"example 1 goes from {' to '.join(self.languages)} and example {index + 1} from "
+                                f"{' to '.join(pair.languages)}; pairs of one direction fit")  # fmt: skip
+        if self.languages[0] == self.languages[1] != "":
+            raise DataError(f"both sides are {self.languages[0]!r}; two languages fit")
+        sides = [pair.source for pair in examples], [pair.target for pair in examples]
+        if self.shared:
+            self.source_tokenizer.fit(text for side in sides for text in side)
+        else:
+            self.source_tokenizer.fit(sides[0])
+            self.target_tokenizer.fit(sides[1])
+        self.profile = LanguageProfile.fit(*sides, self.languages)
+        self.longest = max(len(row.ids) for row in self.source_tokenizer.encode_batch(sides[0]))
+        self._resegment()
+
+    def _resegment(self) -> None:
+        if not self.regularisation:
+            return
+        try:
+            source = Resegmenter(self.source_tokenizer, self.regularisation)
+            target = source if self.shared else Resegmenter(self.target_tokenizer, self.regularisation)
+        except ValueError as error:
+            raise ConfigError(f"task.regularisation: {error}") from None
+        self._resegmenters = source, target
+
+    def sizes(self) -> dict[str, int]:
+        return {"source_size": self.source_tokenizer.size, "vocabulary_size": self.target_tokenizer.size}
+
+    def encode(self, examples: Sequence[SentencePair]) -> list[Item]:
+        sources = self.source_tokenizer.encode_batch([pair.source for pair in examples])
+        targets = self.target_tokenizer.encode_batch([pair.target for pair in examples])
+        items, problems = [], {}
+        for index, (source, target, pair) in enumerate(zip(sources, targets, examples, strict=True)):
+            for ids, side in ((source.ids, "source"), (target.ids, "target")):
+                if not ids:
+                    problems[index] = f"the {side} is empty; a sentence fits"
+                elif len(ids) > LONGEST_SIDE:
+                    problems[index] = f"the {side} has {len(ids):,} tokens; at most {LONGEST_SIDE:,} fit"
+            items.append(Item([*source.ids, EOS], [*target.ids, EOS], pair))
+        if problems:
+            raise InputError.of(problems)
+        return items
+
+    def augment(self, item: Item, chance: random.Random) -> Item:
+        """The same pair in other pieces."""
+        if self._resegmenters is None:
+            return item
+        source, target = self._resegmenters
+        pair = item.pair
+        return Item([*source.sample(pair.source, chance), EOS], [*target.sample(pair.target, chance), EOS], pair)
+
+    def length(self, item: Item) -> tuple[int, int]:
+        return len(item.source), len(item.target)
+
+    def collate(self, items: Sequence[Item]) -> Batch:
+        source, source_lengths = pad([item.source for item in items])
+        targets, lengths = pad([item.target for item in items])
+        inputs, _ = pad([[BOS, *item.target[:-1]] for item in items])
+        return Batch(source, source_lengths, inputs, targets, lengths, Rows(items))
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Metric]]:
+        assert isinstance(model, Translator)
+        y, _ = model(batch.source, batch.source_lengths, batch.inputs, batch.lengths)
+        scored = valid_mask(batch.lengths, y.shape[1])
+        y, targets = y[scored], batch.targets[scored]
+        if model.training:
+            loss, exact = model.head.loss(y, targets, previous=batch.inputs[scored]), model.head.exact
+        else:
+            loss, exact = model.head.nll(y, targets).double().mean(), True
+        total = loss.detach().double() * len(targets)
+        if not exact:
+            return loss, {"objective": Ratio("objective", total, len(targets))}
+        return loss, {"nll": Surprise(total, len(targets), sum(len(item.pair.target) for item in batch.rows.items))}
+
+    def fit_model(self, model: nn.Module, items: Sequence[Item]) -> None:
+        """Tell the head how frequent target tokens and, if it asks, pairs of them are."""
+        assert isinstance(model, Translator)
+        head = model.head
+        size = self.target_tokenizer.size
+        head.fit(unigrams(_blocks(items), size), bigrams(_blocks(items)) if head.needs_bigrams else None)
+
+    def begin_epoch(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+        assert isinstance(model, Translator)
+        model.head.begin_epoch(batch.targets[valid_mask(batch.lengths, batch.targets.shape[1])] for batch in batches)
+
+    def judge(self, model: nn.Module, batch: Batch) -> dict[str, Metric]:
+        """The translations that the search finds, beside the right ones."""
+        assert isinstance(model, Translator)
+        said = self._say(model, batch.rows.items)
+        pairs = [item.pair for item in batch.rows.items]
+        sources, references = tuple(pair.source for pair in pairs), tuple(pair.target for pair in pairs)
+        return {"translations": Translations(sources, tuple(said), references, self.languages)}
+
+    def _say(self, model: Translator, items: Sequence[Item]) -> list[str]:
+        sources = [item.source for item in items]
+        limits = [limit(len(source)) for source in sources]
+        # Lower precision, which a trainer may have switched on, is for products of many rows.
+        with torch.autocast(model.source_embedding.weight.device.type, enabled=False):
+            found = search([model], sources, limits, self.beam_size, length_penalty=self.length_penalty)
+        return [self.target_tokenizer.decode(row[0].tokens) for row in found]
+
+    def predict(self, model: nn.Module, inputs: Sequence[TranslationInput]) -> list[TranslationOutput]:
+        return self.translate([model], inputs)
+
+    def translate(
+        self,
+        models: Sequence[nn.Module],
+        inputs: Sequence[TranslationInput],
+        *,
+        done: Callable[[int], None] | None = None,
+    ) -> list[TranslationOutput]:
+        """Answer ``inputs`` in order, by the mean of what several models with the same vocabularies say.
+
+        Args:
+            models: built by this task, or by others that :meth:`like` this one.
+            inputs: texts.
+            done: told how many inputs are finished, as they are.
+
+        Raises:
+            InputError: for texts that are empty.
+        """
+        empty = {index: "text: it is empty; a sentence fits" for index, given in enumerate(inputs)
+                 if not given.text.strip()}  # fmt: skip
+        empty |= {index: "target: it is empty; a translation fits" for index, given in enumerate(inputs)
+                  if given.target is not None and not given.target.strip()}  # fmt: skip
+        if empty:
+            raise InputError.of(empty)
+        interpreter = Interpreter(
+            self.source_tokenizer,
+            self.target_tokenizer,
+            [cast(Translator, model) for model in models],
+            language=self.languages[0],
+            longest=self.longest,
+            beam_size=self.beam_size,
+            length_penalty=self.length_penalty,
+            profile=self.profile,
+        )
+        return interpreter.answer(inputs, done=done)
+
+    def like(self, other: Translation) -> bool:
+        """Whether models of both can answer as one: the same languages and the same tokens."""
+        mine, theirs = (
+            (task.languages, task.source_tokenizer.core.get_vocab(), task.target_tokenizer.core.get_vocab())
+            for task in (self, other)
+        )
+        return mine == theirs
+
+    def sample(self, model: nn.Module, items: Sequence[Item]) -> str:
+        """A few sentences, what the model makes of them, and the right translations."""
+        assert isinstance(model, Translator)
+        shown = _spread(items, SAMPLES)
+        return "\n".join(f"{item.pair.source}\n  says  {said}\n  right {item.pair.target}\n"
+                         for item, said in zip(shown, self._say(model, shown), strict=True))  # fmt: skip
+
+    def matrices(self, model: nn.Module, items: Sequence[Item]) -> dict[str, Matrix]:
+        """Where the model looks while it says the right translations of a few sentences."""
+        assert isinstance(model, Translator)
+        if not model.aligned:
+            return {}
+        shown = _spread(items, DRAWN)
+        with torch.autocast(model.source_embedding.weight.device.type, enabled=False):
+            weights = align([model], [item.source for item in shown], [item.target[:-1] for item in shown])
+        return {
+            f"attention/{place + 1}": Matrix(
+                found,
+                [self.target_tokenizer.token_text(index) for index in item.target],
+                [self.source_tokenizer.token_text(index) for index in item.source],
+                item.pair.source,
+            )
+            for place, (item, found) in enumerate(zip(shown, weights, strict=True))
+        }
+
+    def as_input(self, example: SentencePair) -> TranslationInput:
+        # Of the right translation the score, for which a bundle's answer is checked with tolerance: a search that
+        # meets near equals has none.
+        return TranslationInput(text=example.source, target=example.target)
+
+    def describe(self) -> str:
+        source, target = (name or "unnamed" for name in self.languages)
+        known = f"{self.source_tokenizer.size:,}"
+        tokens = f"{known} tokens of both" if self.shared else f"{known} and {self.target_tokenizer.size:,} tokens"
+        return f"Translates from {source} to {target}. It knows {tokens}."
+
+    def save(self, directory: Path) -> None:
+        self.source_tokenizer.save(directory / "tokenizer.json")
+        if not self.shared:
+            self.target_tokenizer.save(directory / "target_tokenizer.json")
+        fitted = _Fitted(languages=self.languages, longest=self.longest)
+        (directory / "translation.json").write_text(fitted.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        if self.profile is not None:
+            self.profile.save(directory / "profile.json")
+
+    def restore(self, directory: Path) -> None:
+        self.source_tokenizer = Tokenizer.load(directory / "tokenizer.json")
+        self.target_tokenizer = (
+            self.source_tokenizer if self.shared else Tokenizer.load(directory / "target_tokenizer.json")
+        )
+        path = directory / "translation.json"
+        try:
+            fitted = _Fitted.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise BundleError(f"{path}: not what a translation fitted: {error}") from None
+        self.languages, self.longest = fitted.languages, fitted.longest
+        self.profile = LanguageProfile.load(directory / "profile.json")
+
+    def read_examples(self, path: Path, **columns: Any) -> list[SentencePair]:
+        target = columns.pop("target", None)
+        if isinstance(columns.get("columns"), str):
+            columns["columns"] = columns["columns"].split(",")
+        return read_pairs(path if target is None else [path, target], languages=self.languages, **columns)
+
+
+def _blocks(items: Sequence[Item]) -> Blocks:
+    for item in items:
+        yield numpy.array([BOS, *item.target[:-1]], numpy.int64), numpy.array(item.target, numpy.int64)
+
+
+def _spread(items: Sequence[Item], count: int) -> list[Item]:
+    """Some of the items, evenly from the first to the last."""
+    return [items[place * len(items) // count] for place in range(min(count, len(items)))]
