@@ -44,8 +44,8 @@ from pipelines.module import build_optimizer
 from seqapp.data.batching import pad
 from seqapp.data.public.translation import multi30k
 from seqapp.data.tokenizers import BOS, EOS, UNK
-from seqapp.decoding import beam_search, generate
 from seqapp.models.translator import Translator, build_translator
+from seqapp.translation import search
 
 DRIVERS = Path(__file__).parent / "peers" / "translation"
 SPECIALS = 4
@@ -56,10 +56,6 @@ WAYS = [(64, 1), (64, 5), (1, 1), (1, 5)]
 
 Ids = list[int]
 Pairs = list[tuple[Ids, Ids]]
-Translate = Callable[[int, int], tuple[float, list[Ids]]]
-"""Sentences at a time and beams -> seconds, translations of the test sentences."""
-Train = Callable[[int, int], float]
-"""First batch and how many -> target tokens a second, their ends counted."""
 
 
 class Corpus:
@@ -68,11 +64,11 @@ class Corpus:
     Attributes:
         vocabularies: U and V.
         train: batches of 64 pairs of like length, in random order.
-        test: sources, sorted by length.
+        test: so many sources of all lengths, sorted by length.
         references: their translations, lower-cased Moses tokens.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sentences: int) -> None:
         splits = multi30k(source="en", target="de")
         sides = [
             (self._tokens([pair.source for pair in part], "en"), self._tokens([pair.target for pair in part], "de"))
@@ -94,6 +90,7 @@ class Corpus:
         self.train: list[Pairs] = [train[start : start + BATCH] for start in range(0, len(train), BATCH)]
         random.Random(1).shuffle(self.train)
         test = sorted(zip(encode(sides[1][0], ids[0]), sides[1][1], strict=True), key=lambda pair: len(pair[0]))
+        test = test[:: max(1, len(test) // sentences)][:sentences]
         self.test, self.references = [source for source, _ in test], [" ".join(target) for _, target in test]
 
     @staticmethod
@@ -179,25 +176,16 @@ class Ours:
             tokens += int(lengths.sum())
         return tokens / (time.perf_counter() - started)
 
-    @torch.no_grad()
     def translate(self, batch: int, beams: int, sentences: int = 10**9) -> tuple[float, list[Ids]]:
         """Seconds, and the translations of the test sentences, without their ends."""
         self.model.eval()
         found: list[Ids] = []
-        rows = self.corpus.test[:sentences]
+        sources = self.corpus.test[:sentences]
         started = time.perf_counter()
-        for start in range(0, len(rows), batch):
-            part = rows[start : start + batch]
-            step, carry, tokens = self.model.start(part, copies=beams)
-            if beams == 1:
-                chosen = generate(step, carry, tokens, eos_id=EOS, max_steps=LONGEST)
-                ends = (chosen.lengths - chosen.finished.long()).tolist()
-                found += [row[:end] for row, end in zip(chosen.tokens.tolist(), ends, strict=True)]
-            else:
-                searched = beam_search(
-                    step, carry, tokens, eos_id=EOS, beam_size=beams, max_steps=LONGEST, length_penalty=0.0
-                )
-                found += [best.tokens for best, *_ in searched.rows]
+        for start in range(0, len(sources), batch):
+            part = sources[start : start + batch]
+            rows = search([self.model], part, [LONGEST] * len(part), beams, length_penalty=0.0)
+            found += [best.tokens for best, *_ in rows]
         return time.perf_counter() - started, found
 
 
@@ -274,18 +262,16 @@ def peers(arguments: argparse.Namespace, corpus: Corpus, model: Translator) -> I
                 running.close()
 
 
-def decoding(
-    corpus: Corpus, programs: dict[str, Any], batch: int, beams: int, turns: int, sentences: int
-) -> dict[str, Any]:
+def decoding(corpus: Corpus, programs: dict[str, Any], batch: int, beams: int, turns: int) -> dict[str, Any]:
     """Sentences a second of each program, the ratio to the peers, and how alike the translations are."""
-    sentences = min(sentences, len(corpus.test))
+    sentences = len(corpus.test)
     for program in programs.values():
-        program.translate(batch, beams, min(4 * batch, sentences))
+        program.translate(batch, beams, 4 * batch)
     times: dict[str, list[float]] = {name: [] for name in programs}
     found: dict[str, list[Ids]] = {}
     for _ in range(turns):
         for name, program in programs.items():
-            seconds, found[name] = program.translate(batch, beams, sentences)
+            seconds, found[name] = program.translate(batch, beams)
             times[name].append(seconds)
     ours = found["seqapp"]
     return {
@@ -359,7 +345,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="of training before anything is timed")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="training steps of a turn")
-    parser.add_argument("--sentences", type=int, default=1000, help="test sentences of a turn")
+    parser.add_argument("--sentences", type=int, default=1000, help="test sentences of a turn, up to 1,000")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--weights", type=Path, help="weights are kept here; no training where they are")
     parser.add_argument("--quick", action="store_true", help="a short run that records nothing")
@@ -369,7 +355,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     console = Console(width=160)
 
-    corpus = Corpus()
+    corpus = Corpus(arguments.sentences)
     model = build(corpus.vocabularies)
     ours = Ours(corpus, model)
     if arguments.weights and arguments.weights.exists():
@@ -388,7 +374,7 @@ def main() -> None:
         programs: dict[str, Any] = {"seqapp": ours, **running}
         decoded = []
         for batch, beams in WAYS:
-            decoded.append(decoding(corpus, programs, batch, beams, arguments.turns, arguments.sentences))
+            decoded.append(decoding(corpus, programs, batch, beams, arguments.turns))
             rates = {name: round(rate) for name, rate in decoded[-1]["sentences_per_second"].items()}
             console.print(f"batch {batch}, beams {beams}: {rates}, BLEU {decoded[-1]['bleu']}")
         single = Ours(corpus, copy.deepcopy(model), bfloat16=False)

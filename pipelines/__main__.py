@@ -96,9 +96,7 @@ def evaluate(
     model: Model,
     data: Annotated[
         Path | None,
-        typer.Option(
-            help="labelled file: CSV, TSV, JSONL or Parquet; for a language model a text"
-        ),
+        typer.Option(help="labelled file: CSV, TSV, JSONL or Parquet; for a language model a text"),
     ] = None,
     source: Annotated[Path | None, typer.Option(help="translators: the sentences, one a line")] = None,
     target: Annotated[Path | None, typer.Option(help="translators: their right translations, line by line")] = None,

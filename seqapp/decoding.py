@@ -795,10 +795,11 @@ def _best(total: Tensor, W: int, groups: int, diversity: float, eos_id: int) -> 
 def _best_of_logits(logits: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`_best` for logits (U W, V) of beams with scores (U, W), and the log-probabilities of the candidates.
 
-    The 2 W best of a unit are among the 2 W best of its beams, so no more than these is ever normalised.
+    No more than W + 1 of a beam can be among the W best that go on and the eos that come before them, for a beam has
+    one eos; so no more than these is ever normalised.
     """
     (U, W), V = score.shape, logits.shape[1]
-    values, tokens = largest(logits, min(2 * W, V))
+    values, tokens = largest(logits, min(W + 1, V))
     log_probs = (values - logits.logsumexp(-1, keepdim=True)).view(U, -1)
     total = score.repeat_interleave(values.shape[1], 1) + log_probs
     best, place = total.topk(min(2 * W, total.shape[1]))

@@ -164,17 +164,17 @@ class Translation(Task[SentencePair, Item]):
             self.target_tokenizer.fit(sides[1])
         self.profile = LanguageProfile.fit(*sides, self.languages)
         self.longest = max(len(row.ids) for row in self.source_tokenizer.encode_batch(sides[0]))
-        self._resegment()
+        if self.regularisation:
+            self._resegment()
 
-    def _resegment(self) -> None:
-        if not self.regularisation:
-            return
+    def _resegment(self) -> tuple[Resegmenter, Resegmenter]:
         try:
             source = Resegmenter(self.source_tokenizer, self.regularisation)
             target = source if self.shared else Resegmenter(self.target_tokenizer, self.regularisation)
         except ValueError as error:
             raise ConfigError(f"task.regularisation: {error}") from None
         self._resegmenters = source, target
+        return source, target
 
     def sizes(self) -> dict[str, int]:
         return {"source_size": self.source_tokenizer.size, "vocabulary_size": self.target_tokenizer.size}
@@ -196,9 +196,9 @@ class Translation(Task[SentencePair, Item]):
 
     def augment(self, item: Item, chance: random.Random) -> Item:
         """The same pair in other pieces."""
-        if self._resegmenters is None:
+        if not self.regularisation:
             return item
-        source, target = self._resegmenters
+        source, target = self._resegmenters or self._resegment()
         pair = item.pair
         return Item([*source.sample(pair.source, chance), EOS], [*target.sample(pair.target, chance), EOS], pair)
 
@@ -370,4 +370,5 @@ def _blocks(items: Sequence[Item]) -> Blocks:
 
 def _spread(items: Sequence[Item], count: int) -> list[Item]:
     """Some of the items, evenly from the first to the last."""
-    return [items[place * len(items) // count] for place in range(min(count, len(items)))]
+    count = min(count, len(items))
+    return [items[place * len(items) // count] for place in range(count)]

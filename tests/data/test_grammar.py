@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ from seqapp.data.grammar import english, german, lexicon
 from seqapp.data.grammar.draw import Draw
 from seqapp.data.grammar.lexicon import Case, Words
 from seqapp.data.grammar.patterns import PATTERNS
-from seqapp.data.grammar.phrases import HE, ME, SHE, THEY, WE, YOU, Clause, Phrase, Tense
+from seqapp.data.grammar.phrases import HE, ME, SHE, THEY, WE, YOU, Both, Clause, Nominal, Phrase, Tense
 from seqapp.data.pairs import SentencePair
 from seqapp.data.splits import SOURCES, Splits
 from seqapp.errors import ConfigError
@@ -299,6 +300,14 @@ def test_every_pattern_makes_whole_sentences(name: str) -> None:
         assert pair.english[-1] == pair.german[-1]
 
 
+def test_an_english_sentence_has_one_german() -> None:
+    chance, translations = random.Random(3), dict[str, str]()
+    for _ in range(60):
+        for function in PATTERNS.values():
+            pair = function(Draw(chance))
+            assert translations.setdefault(pair.english, pair.german) == pair.german
+
+
 def test_the_splits_have_the_promised_sizes_and_share_no_sentence() -> None:
     splits = corpus()
     assert [len(splits.train), len(splits.validation), len(splits.test)] == [20_000, 1_000, 1_000]
@@ -367,6 +376,37 @@ def test_what_is_held_out_is_in_every_sentence_of_its_split() -> None:
             assert part_of[text] == (kept.pop() if kept else "train"), text
             checked += 1
     assert checked > 8_000
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_whatever_meets_in_a_clause_is_noted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So what is held out in one pattern does not slip into training through another."""
+    clauses: list[tuple[str, Clause]] = []
+    for form in ("statement", "question", "bare"):
+        say = getattr(english, form)
+
+        def noting(clause: Clause, *rest: object, form: str = form, say: Callable[..., str] = say) -> str:
+            clauses.append((form, clause))
+            return say(clause, *rest)
+
+        monkeypatch.setattr(english, form, noting)
+    chance = random.Random(name)
+    for _ in range(60):
+        draw = Draw(chance)
+        clauses.clear()
+        PATTERNS[name](draw)
+        for form, clause in clauses:
+            verb = clause.verb.german
+            for part in (part for one in clause.objects for part in parts(one)):
+                assert f"verb and object: {verb} + {part.noun.german}" in draw.combinations
+            if form != "bare" and clause.verb.aspect not in ("help", "placed"):
+                for part in parts(clause.subject):
+                    assert f"subject and verb: {part.noun.german} + {verb}" in draw.combinations
+
+
+def parts(nominal: Nominal | None) -> list[Phrase]:
+    both = (nominal.first, nominal.second) if isinstance(nominal, Both) else (nominal,)
+    return [one for one in both if isinstance(one, Phrase)]
 
 
 def test_every_pattern_is_in_training_and_nearly_every_one_in_the_test() -> None:

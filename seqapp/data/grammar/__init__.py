@@ -36,7 +36,7 @@ def bundled_translation(
     test, and another one for validation. A sentence of the test has at least one combination of the test and none of
     validation, the other way round for validation; a sentence of training has none of either. So what is asked in the
     test was never seen together, in any pattern, though (from about 5,000 pairs on) each word form of it was seen. No
-    sentence of either language stands in two pairs: the English decides the German, and the German the English.
+    sentence of either language stands in two pairs, and the English decides the German.
 
     Args:
         pairs: sentence pairs to train on; validation and test have a twentieth of it each.

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from seqapp.data.grammar import lexicon
 from seqapp.data.grammar.lexicon import Adjective, Noun, Verb, Words
-from seqapp.data.grammar.phrases import PRONOUNS, Clause, Name, Nominal, Phrase, Pronoun, Tense
+from seqapp.data.grammar.phrases import PRONOUNS, Both, Clause, Name, Nominal, Phrase, Pronoun, Tense
 
 T = TypeVar("T")
 
@@ -129,6 +129,12 @@ class Draw:
         self.met("subject and verb", noun.german, verb.german)
         return subject
 
+    def does(self, subject: Nominal, verb: Verb) -> None:
+        """Note that the nouns of ``subject`` meet ``verb``."""
+        for one in (subject.first, subject.second) if isinstance(subject, Both) else (subject,):
+            if isinstance(one, Phrase):
+                self.met("subject and verb", one.noun.german, verb.german)
+
     def filler(self, verb: Verb, slot: int, subject: Nominal, definite: bool = False) -> Nominal:
         """What may fill the slot of ``verb``; never the same person as ``subject``."""
         classes = verb.slots[slot].classes
@@ -137,7 +143,8 @@ class Draw:
             if _others(pronoun, subject):
                 self.met("verb and object", verb.german, pronoun.word)
                 return pronoun
-            return self.name() if not isinstance(subject, Name) else self.phrase(self.noun("job"), "the", 0.2)
+            if not isinstance(subject, Name):
+                return self.name()
         noun = self.noun(*classes)
         while isinstance(subject, Phrase) and noun is subject.noun:
             noun = self.noun("person", *classes)
@@ -183,8 +190,8 @@ class Draw:
             verb = self.one(verbs_of(wanted, None, "person" if subject else ""))
         if subject is None:
             subject = self.subject(verb)
-        elif isinstance(subject, Phrase):
-            self.met("subject and verb", subject.noun.german, verb.german)
+        else:
+            self.does(subject, verb)
         objects = [self.filler(verb, slot, subject, definite) for slot in range(len(verb.slots))]
         return Clause(subject, verb, objects, self.place(verb), tense, **more)  # type: ignore[arg-type]
 

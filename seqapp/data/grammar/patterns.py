@@ -581,6 +581,7 @@ def that(draw: Draw) -> Words:
         (lexicon.verb("think", "glauben"), KNOW, lexicon.verb("hope", "hoffen"), lexicon.verb("say", "sagen"))
     )
     speaker = one_of_them(draw)
+    draw.does(speaker, verb)
     if draw.maybe(0.5):
         return joined(Clause(speaker, verb), conjunction("that"), draw.clause("state"))
     clause = draw.clause("going done befalls timed", "future", time=draw.word("future"))
@@ -622,6 +623,7 @@ def wish(draw: Draw) -> Words:
     able = ("besuchen", "abholen", "einladen", "reisen", "fahren", "verkaufen", "helfen")
     verb = draw.one([one for one in verbs_of(("going", "done"), None, "person") if one.german in able])
     draw.met("wish", noun.german, verb.german)
+    draw.met("verb and object", HAVE.german, noun.german)
     then = draw.clause(verb=verb, tense="conditional", subject=person)
     return sentence(
         f"if {person.english()} had {owned.english()}, {en.statement(then)}",
@@ -705,6 +707,7 @@ def relative_subject(draw: Draw) -> Words:
     following = Words(f" {en.statement(clause)}", f", {de.subordinate(clause)},")
     person = Phrase(noun, "the", None, plural, following)
     knower = draw.one((ME, WE, THEY, SHE, HE, YOU))
+    draw.met("verb and object", "kennen", noun.german)
     return say(Clause(knower, lexicon.verb("know", "kennen"), [person]))
 
 
@@ -757,6 +760,7 @@ def infinitive(draw: Draw) -> Words:
     verb = replace(verb, slots=())
     clause = draw.clause("done", subject=subject, definite=True)
     main = Clause(subject, verb, tense=tense)  # type: ignore[arg-type]
+    draw.does(subject, verb)
     return sentence(
         f"{en.statement(main)} to {en.bare(clause)}",
         f"{de.statement(main)}, {de.bare(clause, de.to_infinitive(clause.verb))}",
@@ -781,6 +785,7 @@ def without_doing(draw: Draw) -> Words:
     subject = one_of_them(draw)
     going = draw.one((Words("home", "nach Hause"), Words("to bed", "ins Bett"), Words("to work", "zur Arbeit")))
     main = Clause(subject, lexicon.verb("go", "gehen"), complement=going, tense="past")
+    draw.does(subject, main.verb)
     clause = draw.clause(verb=draw.one(transitive_deeds()), subject=subject, definite=True)
     return sentence(
         f"{en.statement(main)} without {en.bare(clause, en.gerund(clause.verb.english))}",
@@ -1097,6 +1102,7 @@ def floor(draw: Draw) -> Words:
     """An ordinal number in the dative."""
     storey = draw.one(lexicon.words("ordinal")[:12])
     subject = draw.person() if draw.maybe(0.6) else draw.name()
+    draw.does(subject, lexicon.verb("live", "wohnen"))
     draw.met("floor", storey.german, subject.german("nominative"))
     where = Words(f"on the {storey.english} floor", f"im {storey.german}en Stock")
     return say(Clause(subject, lexicon.verb("live", "wohnen"), complement=where))
@@ -1165,10 +1171,12 @@ def whither(draw: Draw) -> Words:
 @pattern
 def by_train(draw: Draw) -> Words:
     """Time, means, place: mit dem Zug nach Berlin."""
-    verb, means, place = lexicon.verb("travel", "reisen"), draw.word("means"), draw.one(lexicon.places_of(("far",))).to
+    verb, means, going = lexicon.verb("travel", "reisen"), draw.word("means"), draw.one(lexicon.places_of(("far",)))
+    place = going.to
     assert place is not None
     clause = Clause(draw.subject(verb), verb)
     draw.met("means and place", means.german, place.german)
+    draw.met("verb and place", verb.german, going.at.german)
     way = Words(f"{place.english} {means.english}", f"{means.german} {place.german}")
     tense, kind = draw.one((("past", "past"), ("future", "future")))
     return say(replace(clause, complement=way, tense=tense, time=draw.word(kind)))  # type: ignore[arg-type]
@@ -1265,6 +1273,7 @@ def name_genitive(draw: Draw) -> Words:
     draw.met("owner and owned", name.words.german, noun.german)
     thing = draw.phrase(noun, f"{name.words.english}'s", 0.5)
     verb = draw.one([lexicon.verb("see", "sehen"), lexicon.verb("find", "finden"), lexicon.verb("look", "suchen")])
+    draw.met("verb and object", verb.german, noun.german)
     subject = draw.one([one for one in PRONOUNS if one.agreement != "3s"])
     return say(Clause(subject, verb, [thing], tense="past", time=draw.word("past")))
 
@@ -1356,6 +1365,7 @@ def plays(draw: Draw) -> Words:
     else:
         played = draw.word("sport")
     subject = draw.person() if draw.maybe(0.6) else draw.pronoun()
+    draw.does(subject, lexicon.verb("play", "spielen"))
     draw.met("plays", played.german, subject.german("nominative"))
     time = draw.word("habit")
     clause = Clause(subject, lexicon.verb("play", "spielen"), complement=played)
@@ -1369,6 +1379,7 @@ def speaks(draw: Draw) -> Words:
     """Languages."""
     tongue = draw.word("tongue")
     subject = draw.person() if draw.maybe(0.6) else draw.pronoun()
+    draw.does(subject, lexicon.verb("speak", "sprechen"))
     draw.met("speaks", tongue.german, subject.german("nominative"))
     how = draw.one((Words(" very well", "sehr gut "), Words("", ""), Words(" quite well", "ziemlich gut ")))
     said = Words(tongue.english + how.english, how.german + tongue.german)
