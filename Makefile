@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 # Another torch build: make train TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
 TORCH ?= torch==2.13.0
-CONFIGS ?= $(sort $(wildcard configs/sentiment/bundled-*.yaml)) configs/generation/bundled-lstm.yaml
+CONFIGS ?= $(sort $(wildcard configs/sentiment/bundled-*.yaml)) configs/generation/bundled-lstm.yaml \
+  configs/translation/bundled-lstm.yaml
 # One config of each task that has baselines.
-BASELINES := $(foreach task,sentiment generation,$(firstword $(filter configs/$(task)/%,$(CONFIGS))))
+BASELINES := $(foreach task,sentiment generation translation,$(firstword $(filter configs/$(task)/%,$(CONFIGS))))
 ARGS ?=
 
 BIN := $(VENV)/bin

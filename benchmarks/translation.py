@@ -144,8 +144,8 @@ def main() -> None:
         {
             "definitions": definitions,
             "reported": "test scores of whole translations by beam search of the size of the config; seconds are those "
-            "of the training epochs, whole_seconds those of everything from reading the data to the bundle, cpu_seconds "
-            "the processor time of that, which is what one thread takes where nothing else runs; the "
+            "of the training epochs, whole_seconds those of everything from reading the data to the bundle, and "
+            "cpu_seconds the processor time of that, which is what one thread takes where nothing else runs; the "
             "ensemble is all seeds of a config answering as one",
             "data": splits.name,
             "sizes": {name: len(examples) for name, examples in splits.all().items()},

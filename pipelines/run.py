@@ -40,6 +40,7 @@ from seqapp.models.language_model import LanguageModel
 from seqapp.nn.recurrent import NotFinite
 from seqapp.references import connect, tracking_uri
 from seqapp.tasks import TASKS, InputError, Task
+from seqapp.tasks.translation import Translation
 from seqapp.translation_scores import Translations
 
 log = logging.getLogger(__name__)
@@ -181,7 +182,7 @@ def train(
             model=model,
             resolved=resolved,
             metrics={"scores": scores, "sizes": sizes, "digests": digests, "parameters": parameters, "run_id": run_id,
-                     "seconds": seconds, "confusion": _confusions(totals), "translation": _translations(totals)},
+                     "seconds": seconds, "confusion": _confusions(totals), "translation": _translations(task, totals)},
             name=path.stem,
             golden=golden,
             card=card,
@@ -218,8 +219,9 @@ def baseline(path: str | Path, overrides: Sequence[str] = ()) -> list[BaselineRe
     came = type(splits.train[0])
     fitting = {name: method for name, method in BASELINES.items() if issubclass(came, method.example_type)}
     if not fitting:
-        raise ConfigError(f"{path}: the baselines classify, continue or translate texts; the data {resolved['data']['kind']!r} "
-                          f"yields {came.__name__}, LabelledText, Passage or SentencePair fits")  # fmt: skip
+        raise ConfigError(f"{path}: the baselines classify, continue or translate texts; the data "
+                          f"{resolved['data']['kind']!r} yields {came.__name__}, LabelledText, Passage or SentencePair "
+                          "fits")  # fmt: skip
     if not issubclass(came, task.example_type):
         raise ConfigError(f"{path}: the data {resolved['data']['kind']!r} yields {came.__name__}, "
                           f"the task {resolved['task']['kind']!r} takes {task.example_type.__name__}")  # fmt: skip
@@ -316,7 +318,7 @@ def evaluate(loaded: Bundle, path: Path, *, dynamic: float | None = None, **colu
         **scores,
         **{f"{name}_interval_95": list(bounds) for name, bounds in certain.items()},
         **_confusions({"confusion": totals}),
-        **_translations({"translation": totals}),
+        **_translations(task, {"translation": totals}),
         **learned,
     }
 
@@ -538,10 +540,11 @@ def _publish(
             picture = figures.confusion_matrix(confusion, f"{title}, {split}")
             client.log_figure(run_id, picture, f"confusion_{split}.png")
         for found in (found for found in metric.values() if isinstance(found, Translations)):
-            picture = figures.bleu_by_length({split: found.by_length()}, f"{title}, {split}")
+            definitions = _definitions(task, found)
+            picture = figures.bleu_by_length({split: found.by_length()}, f"{title}, {split}, {definitions['search']}")
             client.log_figure(run_id, picture, f"bleu_by_length_{split}.png")
             client.log_text(run_id, _side_by_side(found), f"translations_{split}.tsv")
-            client.log_dict(run_id, found.details(), "definitions.json")
+            client.log_dict(run_id, definitions, "definitions.json")
     tracking.log_metrics(run_id, logged)
     client.log_text(run_id, (directory / "README.md").read_text(encoding="utf-8"), "model_card.md")
     uri = tracking.log_bundle(run_id, directory, task, example)
@@ -566,9 +569,15 @@ def _confusions(totals: Mapping[str, Mapping[str, Metric]]) -> dict[str, Any]:
     }
 
 
-def _translations(totals: Mapping[str, Mapping[str, Metric]]) -> dict[str, Any]:
+def _definitions(task: Task[Any, Any], found: Translations) -> dict[str, str]:
+    """What each score is, and by which search the translations were found."""
+    assert isinstance(task, Translation)
+    return {**found.details(), "search": f"beam of {task.beam_size}, length penalty {task.length_penalty:g}"}
+
+
+def _translations(task: Task[Any, Any], totals: Mapping[str, Mapping[str, Metric]]) -> dict[str, Any]:
     return {
-        split: {"definitions": metric.details(), "by_length": [asdict(row) for row in metric.by_length()]}
+        split: {"definitions": _definitions(task, metric), "by_length": [asdict(row) for row in metric.by_length()]}
         for split, total in totals.items()
         for metric in total.values()
         if isinstance(metric, Translations)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -54,7 +54,7 @@ class TranslationInput(BaseModel):
         default=0.0,
         ge=0,
         le=100,
-        description="above 0 ranks lower what leaves source tokens without attention",
+        description="above 0 ranks lower what leaves source tokens without attention; for a model with attention",
     )
     alternatives: int = Field(default=0, ge=0, lt=MOST_BEAMS, description="next best translations of each sentence")
     max_tokens: int | None = Field(
@@ -101,7 +101,9 @@ class Sentence(BaseModel):
     source_tokens: list[str] | None = Field(default=None, description="with return_attention; <eos> is the last")
     target_tokens: list[str] | None = Field(default=None, description="with return_attention; <eos> is the last")
     attention: list[list[float]] | None = Field(
-        default=None, description="with return_attention: a row for each target token, a number for each source token"
+        default=None,
+        description="with return_attention, of a model that has attention: a row for each target token, a number for "
+        "each source token",
     )
 
 
@@ -128,13 +130,16 @@ class Searched(NamedTuple):
 
 @dataclass(slots=True)
 class _Part:
-    """A sentence of an input: ids, EOS included; what follows it in the text; what was found."""
+    """A sentence of an input: ids, EOS included; what follows it in the text; what was found.
+
+    ``weights`` holds the attention (T + 1, S) of those of ``found``, by their places, for which it is needed.
+    """
 
     text: str
     gap: str
     ids: list[int]
     found: list[Hypothesis]
-    weights: Tensor | None = None
+    weights: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Interpreter:
@@ -164,6 +169,7 @@ class Interpreter:
         profile: LanguageProfile | None = None,
     ) -> None:
         self.source, self.target, self.models = source, target, models
+        self.looking = [model for model in models if model.aligned]
         self.language, self.longest, self.profile = language, longest, profile
         self.beam_size, self.length_penalty = beam_size, length_penalty
 
@@ -182,14 +188,14 @@ class Interpreter:
         waiting = [len(parts) for parts in texts]
         groups: dict[Searched, list[tuple[int, _Part]]] = {}
         for index, (given, parts) in enumerate(zip(inputs, texts, strict=True)):
+            searched = [(index, part) for part in parts if len(part.ids) > 1 and given.target is None]
             if given.target is not None:
                 self._score(given, parts[0])
-                if done is not None:
-                    done(1)
-                continue
-            asked = self._asked(given)
-            groups.setdefault(asked, []).extend((index, part) for part in parts if len(part.ids) > 1)
-            waiting[index] = sum(len(part.ids) > 1 for part in parts)
+            elif searched:
+                groups.setdefault(self._asked(given), []).extend(searched)
+            waiting[index] = len(searched)
+            if done is not None and not searched:
+                done(1)
         for asked, jobs in groups.items():
             jobs.sort(key=lambda job: len(job[1].ids))
             together = max(1, ROWS_AT_ONCE // asked.beam_size)
@@ -225,23 +231,25 @@ class Interpreter:
         tokens = self.target.encode(given.target).ids
         (log_probs,) = score(self.models, [part.ids], [tokens])
         total, (*_, penalty, weight) = sum(log_probs), self._asked(given)
-        if given.return_attention or weight:
-            (part.weights,) = align(self.models, [part.ids], [tokens]) if self.models[0].aligned else (None,)
         ranked = total / len(log_probs) ** penalty
-        if part.weights is not None and weight:
-            ranked += float(coverage(part.weights.sum(0)[None], weight))
+        if self.looking and (given.return_attention or weight):
+            (part.weights[0],) = align(self.looking, [part.ids], [tokens])
+            ranked += float(coverage(part.weights[0].sum(0)[None], weight))
         part.found = [Hypothesis(tokens, log_probs, total, total, ranked, True)]
 
     def _look(self, parts: Sequence[tuple[_Part, TranslationInput]]) -> None:
-        """Find the attention of the best translation of each part that needs it."""
-        if not self.models[0].aligned:
-            return
-        wanted = [part for part, given in parts
-                  if given.return_attention or (given.replace_unknown and UNK in part.found[0].tokens)]  # fmt: skip
-        if wanted:
-            targets = [part.found[0].tokens for part in wanted]
-            for part, weights in zip(wanted, align(self.models, [part.ids for part in wanted], targets), strict=True):
-                part.weights = weights
+        """Find the attention of the translations that need it: to be given, or to replace unknown tokens."""
+        wanted = [
+            (part, place)
+            for part, given in parts
+            for place, one in enumerate(part.found)
+            if (given.return_attention and place == 0) or (given.replace_unknown and UNK in one.tokens)
+        ]
+        if wanted and self.looking:
+            targets = [part.found[place].tokens for part, place in wanted]
+            found = align(self.looking, [part.ids for part, _ in wanted], targets)
+            for (part, place), weights in zip(wanted, found, strict=True):
+                part.weights[place] = weights
 
     def _output(self, given: TranslationInput, parts: Sequence[_Part]) -> TranslationOutput:
         sentences = [self._sentence(given, part) for part in parts if part.found]
@@ -267,38 +275,40 @@ class Interpreter:
         best, *others = part.found
         sentence = Sentence(
             source=part.text,
-            translation=self._text(given, part, best.tokens) if given.target is None else given.target,
+            translation=self._text(given, part, 0) if given.target is None else given.target,
             score=best.score,
             log_prob=best.log_prob,
             finished=best.finished,
-            alternatives=[Alternative(text=self.target.decode(one.tokens), score=one.score, log_prob=one.log_prob)
-                          for one in others],
+            alternatives=[Alternative(text=self._text(given, part, place), score=one.score, log_prob=one.log_prob)
+                          for place, one in enumerate(others, 1)],
         )  # fmt: skip
         if given.return_attention:
             sentence.source_tokens = [self.source.token_text(index) for index in part.ids]
             sentence.target_tokens = [self.target.token_text(index) for index in [*best.tokens, EOS]]
-            if part.weights is not None:
-                sentence.attention = [[round(weight, 4) for weight in row] for row in part.weights.tolist()]
+            if part.weights:
+                sentence.attention = [[round(weight, 4) for weight in row] for row in part.weights[0].tolist()]
         return sentence
 
-    def _text(self, given: TranslationInput, part: _Part, tokens: Sequence[int]) -> str:
-        """``tokens`` as text; unknown ones are the source words they look at (Jean et al. 2015, section 2.2)."""
-        if not given.replace_unknown or part.weights is None or UNK not in tokens:
+    def _text(self, given: TranslationInput, part: _Part, place: int) -> str:
+        """One of what was found as text; unknown tokens are the source words they look at (Jean et al. 2015, 3.3)."""
+        tokens, weights = part.found[place].tokens, part.weights.get(place)
+        if not given.replace_unknown or weights is None or UNK not in tokens:
             return self.target.decode(tokens)
         offsets = self.source.encode(part.text).offsets
         pieces = []
-        for index, row in zip(tokens, part.weights, strict=False):
-            if index != UNK:
-                pieces.append(str(self.target.core.id_to_token(index)))
-            elif offsets:
+        for index, row in zip(tokens, weights, strict=False):
+            if index == UNK:
                 start, end = offsets[int(row[: len(offsets)].argmax())]
                 pieces.append(part.text[start:end])
-        pieces = [piece for piece in pieces if piece not in SPECIALS]
+            elif index >= len(SPECIALS):
+                pieces.append(str(self.target.core.id_to_token(index)))
         decoder = self.target.core.decoder
         return str(decoder.decode(pieces)) if decoder else " ".join(pieces)
 
     def _notices(self, given: TranslationInput, sentences: Sequence[Sentence]) -> list[str]:
         notices = []
+        if given.coverage_penalty and not self.looking:
+            notices.append("the model has no attention, so coverage_penalty changes nothing")
         if self.profile is not None and (notice := self.profile.notice(given.text)):
             notices.append(notice)
         unknown = list(
@@ -341,10 +351,10 @@ def search(
         beam_size: hypotheses kept for each.
         n_best: how many translations to give for each.
         length_penalty: rank by log-probability / length ** this.
-        coverage_penalty: 0 or more.
+        coverage_penalty: 0 or more; goes by the models with attention, and changes nothing where none has it.
     """
-    looking = coverage_penalty > 0 and all(model.aligned for model in models)
-    started = [model.start(sources, beam_size, coverage=looking) for model in models]
+    looking = [coverage_penalty > 0 and model.aligned for model in models]
+    started = [model.start(sources, beam_size, coverage=looks) for model, looks in zip(models, looking, strict=True)]
     step: StepFn
     step, carry, tokens = started[0]
     if len(models) > 1:
@@ -352,7 +362,8 @@ def search(
 
     def covered(carry: Carry) -> Tensor:
         each = [carry] if len(models) == 1 else carry
-        return coverage(torch.stack([attention for _, attention in each]).mean(0), coverage_penalty)
+        seen = [one[1] for one, looks in zip(each, looking, strict=True) if looks]
+        return coverage(torch.stack(seen).mean(0), coverage_penalty)
 
     return beam_search(
         step,
@@ -363,7 +374,7 @@ def search(
         max_steps=limits,
         n_best=n_best,
         length_penalty=length_penalty,
-        bonus=covered if looking else None,
+        bonus=covered if any(looking) else None,
     ).rows
 
 

@@ -115,6 +115,12 @@ def test_the_work_grows_as_the_text_does(unit: str, monkeypatch: pytest.MonkeyPa
     assert max(map(len, seen), default=0) < len(text)
 
 
+def test_a_sentence_of_several_windows_is_cut_between_words() -> None:
+    words = [f"word{number}" for number in range(3_000)]
+    pieces = segments("  " + " ".join(words), "en", 100, lambda piece: len(piece.split()))
+    assert [word for piece, _ in pieces for word in piece.split()] == words
+
+
 def test_a_sentence_across_a_window_is_not_cut() -> None:
     text = "This is a sentence of Dr. Smith and of nobody else. " * 500
     pieces = segments(text, "en", 999, len)

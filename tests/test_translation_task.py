@@ -279,14 +279,20 @@ def test_ten_thousand_words_are_cut_and_joined_and_nothing_is_lost() -> None:
     assert len(output.text.splitlines()) == len(text.splitlines())
 
 
-def test_unknown_tokens_become_the_source_words_that_they_look_at() -> None:
-    task, model = translator("word", seed=3)
+def unknowing(task: Translation, *, ending: float) -> Translator:
+    """A network that says unknown words, or ends."""
     built = task.build_model({"kind": "translator", "embedding_size": 6, "encoder": {"kind": "gru", "hidden_size": 8},
                               "decoder": {"kind": "gru", "hidden_size": 8}}).double().eval()  # fmt: skip
     assert isinstance(built, Translator)
     with torch.no_grad():
         bias = built.head.get_parameter("project.bias")
-        bias[UNK], bias[EOS] = 40, 30
+        bias[UNK], bias[EOS] = 40, ending
+    return built
+
+
+def test_unknown_tokens_become_the_source_words_that_they_look_at() -> None:
+    task, model = translator("word", seed=3)
+    built = unknowing(task, ending=30)
     text = "Zebras, the yaks"
     output = ask(task, built, text=text, max_tokens=4, beam_size=2, return_attention=True)
     (sentence,) = output.sentences
@@ -299,6 +305,37 @@ def test_unknown_tokens_become_the_source_words_that_they_look_at() -> None:
     assert any("does not know 'Zebras', 'yaks'" in notice for notice in output.notices)
     assert any("sentence 1 came to no end" in notice for notice in output.notices)
     assert not any("no end" in notice for notice in ask(task, model, text=text, target="Der Hund").notices)
+
+
+def test_unknown_tokens_of_alternatives_are_replaced_too() -> None:
+    task = prepared()
+    built = unknowing(task, ending=39)
+    for fields in ({}, {"return_attention": True}):
+        output = ask(task, built, text="Zebras", max_tokens=2, alternatives=2, length_penalty=0.0, **fields)
+        (sentence,) = output.sentences
+        said = {sentence.translation, *(one.text for one in sentence.alternatives)}
+        assert said == {"", "Zebras", "Zebras Zebras"}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_several_models_those_with_attention_look(turned: bool) -> None:
+    task, looking = translator()
+    models = [looking, translator(model="plain")[1]]
+    request = TranslationInput(text="The man sees 你好.", coverage_penalty=0.4, return_attention=True, alternatives=1)
+    scored = TranslationInput(text="The man", target="Ein Hund", coverage_penalty=0.4, return_attention=True)
+    for given in (request, scored):
+        (output,) = task.translate(models[::-1] if turned else models, [given])
+        (sentence,) = output.sentences
+        ids = [*task.source_tokenizer.encode(sentence.source).ids, EOS]
+        said = [task.target_tokenizer.token_id(token) for token in sentence.target_tokens or ()][:-1]
+        weights = align([looking], [ids], [[index for index in said if index is not None]])[0]
+        torch.testing.assert_close(torch.tensor(sentence.attention), weights.float(), atol=6e-5, rtol=0)
+        seen = sum(math.log(min(1, float(share))) for share in weights[: len(said) + sentence.finished].sum(0))
+        mean = sentence.log_prob / (len(said) + sentence.finished)
+        assert sentence.score == pytest.approx(mean + 0.4 * seen, abs=1e-6)
+        assert not any("coverage" in notice for notice in output.notices)
+    (output,) = task.translate(models[1:], [request])
+    assert "the model has no attention, so coverage_penalty changes nothing" in output.notices
 
 
 def test_who_waits_is_told_of_every_input() -> None:
@@ -314,6 +351,10 @@ def test_what_is_empty_is_named() -> None:
     with pytest.raises(InputError) as caught:
         task.predict(built, [TranslationInput(text="A man"), TranslationInput(text=" \n")])
     assert "it is empty; a sentence fits" in str(caught.value)
+    with pytest.raises(InputError, match=r"target: it has 1,001 tokens; at most 1,000 fit where"):
+        task.predict(built, [TranslationInput(text="A man", target="Hund " * 1001)])
+    with pytest.raises(InputError, match=r"text: it has 1,001 tokens"):
+        task.predict(built, [TranslationInput(text="dog " * 1001, target="Hund")])
     misfits: list[tuple[dict[str, Any], str]] = [
         ({"text": "a", "beam_size": 2, "alternatives": 2}, "alternatives is 2; fewer than beam_size, 2, fit"),
         ({"text": "a", "beam_size": 0}, "greater than or equal to 1"),
@@ -455,9 +496,10 @@ def test_a_restored_task_answers_the_same(shared: bool, tmp_path: Path) -> None:
         assert one == other
     assert not again.like(prepared("word", shared=shared))
     broken = json.loads((tmp_path / "translation.json").read_text())
-    (tmp_path / "translation.json").write_text(json.dumps({**broken, "longest": 0}))
-    with pytest.raises(BundleError, match=r"translation\.json"):
-        again.restore(tmp_path)
+    for longest in (0, 1001):
+        (tmp_path / "translation.json").write_text(json.dumps({**broken, "longest": longest}))
+        with pytest.raises(BundleError, match=r"translation\.json"):
+            again.restore(tmp_path)
 
 
 def test_several_models_answer_by_their_mean() -> None:

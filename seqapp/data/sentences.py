@@ -12,6 +12,7 @@ from seqapp.data.tokenizers import clean
 _WINDOW = 4096  # characters; the library takes the square of them in time for some scripts
 _CLAUSE = re.compile(r".*?(?:[,;:–—]\s+|[、，；：]\s*|\Z)", re.DOTALL)
 _WORD = re.compile(r"\s*\S+\s*")
+_WORDS = re.compile(r".*\S\s", re.DOTALL)
 
 
 def segments(text: str, language: str, longest: int, length: Callable[[str], int]) -> list[tuple[str, str]]:
@@ -51,8 +52,10 @@ def _sentences(line: str, language: str) -> Iterator[str]:
     while start < len(line):
         window = line[start : start + _WINDOW]
         parts = [window] if window.isspace() else sentencex.segment(language, clean(window))
-        if start + len(window) < len(line) and len(parts) > 1:
-            parts.pop()  # the next window shows where it ends
+        if start + len(window) < len(line):
+            # The next window shows where the last sentence ends; one of several windows is cut between words.
+            words = _WORDS.match(window)
+            parts = parts[:-1] or [words.group() if words else window]
         for part in parts:
             yield line[start : start + len(part)]
             start += len(part)

@@ -28,7 +28,7 @@ from seqapp.translation import MOST_BEAMS, Interpreter, TranslationInput, Transl
 from seqapp.translation_scores import Translations
 
 LONGEST_SIDE = 1_000
-"""Most tokens of one side of a pair."""
+"""Most tokens of one side of a pair, and so of a sentence that is read."""
 SAMPLES, DRAWN = 8, 3
 """How many sentences a person is shown after each epoch, and how many pictures of attention."""
 
@@ -78,7 +78,7 @@ class _Fitted(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     languages: tuple[str, str]
-    longest: int = Field(ge=1)
+    longest: int = Field(ge=1, le=LONGEST_SIDE)
 
 
 @TASKS.register("translation")
@@ -100,14 +100,6 @@ class Translation(Task[SentencePair, Item]):
     model_kind = "translator"
     selection = ("bleu", "max")
     unit = "pairs"
-    titles: Mapping[str, str] = {
-        "nll": "nll (nats per token)",
-        "bleu": "BLEU (sacreBLEU 13a)",
-        "bleu_lowercased": "BLEU (lower-cased, Moses tokens)",
-        "chrf": "chrF2",
-        "ter": "TER",
-        "bits_per_character": "bits per character",
-    }
     line_field = "text"
 
     def __init__(
@@ -127,6 +119,19 @@ class Translation(Task[SentencePair, Item]):
         self.longest = 1
         self.profile: LanguageProfile | None = None
         self._resegmenters: tuple[Resegmenter, Resegmenter] | None = None
+
+    @property
+    def titles(self) -> Mapping[str, str]:  # type: ignore[override]
+        """Score -> what a person calls it, and for those of translations the search that found them."""
+        beams = f"beam {self.beam_size}"
+        return {
+            "nll": "nll (nats per token)",
+            "bleu": f"BLEU (sacreBLEU 13a), {beams}",
+            "bleu_lowercased": f"BLEU (lower-cased, Moses tokens), {beams}",
+            "chrf": f"chrF2, {beams}",
+            "ter": f"TER, {beams}",
+            "bits_per_character": "bits per character",
+        }
 
     @property
     def limits(self) -> str:  # type: ignore[override]
@@ -184,7 +189,7 @@ class Translation(Task[SentencePair, Item]):
         targets = self.target_tokenizer.encode_batch([pair.target for pair in examples])
         items, problems = [], {}
         for index, (source, target, pair) in enumerate(zip(sources, targets, examples, strict=True)):
-            for ids, side in ((source.ids, "source"), (target.ids, "target")):
+            for ids, side in ((target.ids, "target"), (source.ids, "source")):
                 if not ids:
                     problems[index] = f"the {side} is empty; a sentence fits"
                 elif len(ids) > LONGEST_SIDE:
@@ -270,14 +275,11 @@ class Translation(Task[SentencePair, Item]):
             done: told how many inputs are finished, as they are.
 
         Raises:
-            InputError: for texts that are empty.
+            InputError: for texts that are empty, or too long to be scored as one sentence.
         """
-        empty = {index: "text: it is empty; a sentence fits" for index, given in enumerate(inputs)
-                 if not given.text.strip()}  # fmt: skip
-        empty |= {index: "target: it is empty; a translation fits" for index, given in enumerate(inputs)
-                  if given.target is not None and not given.target.strip()}  # fmt: skip
-        if empty:
-            raise InputError.of(empty)
+        problems = {index: problem for index, given in enumerate(inputs) if (problem := self._problem(given))}
+        if problems:
+            raise InputError.of(problems)
         interpreter = Interpreter(
             self.source_tokenizer,
             self.target_tokenizer,
@@ -289,6 +291,20 @@ class Translation(Task[SentencePair, Item]):
             profile=self.profile,
         )
         return interpreter.answer(inputs, done=done)
+
+    def _problem(self, given: TranslationInput) -> str:
+        """What is wrong with an input, and what would fit; empty if nothing is."""
+        if not given.text.strip():
+            return "text: it is empty; a sentence fits"
+        if given.target is None:
+            return ""
+        if not given.target.strip():
+            return "target: it is empty; a translation fits"
+        sides = {"text": (given.text, self.source_tokenizer), "target": (given.target, self.target_tokenizer)}
+        for side, (text, tokenizer) in sides.items():
+            if (size := len(tokenizer.encode(text).ids)) > LONGEST_SIDE:
+                return f"{side}: it has {size:,} tokens; at most {LONGEST_SIDE:,} fit where a translation is scored"
+        return ""
 
     def like(self, other: Translation) -> bool:
         """Whether models of both can answer as one: the same languages and the same tokens."""

@@ -26,7 +26,7 @@ TASK = "translation"
 """The task whose models these routes ask."""
 AUTO = "auto"
 """What a request says as its source where the server is to find out."""
-SENTENCE_END = re.compile(r"[.!?…。！？।\r\n]")
+SENTENCE_END = re.compile(r"[.!?…。！？।\r\n\v\f\x1c-\x1e\x85\u2028\u2029]")
 END_COST = 10
 """What a sentence end counts for in characters: however short, a sentence is searched for 10 tokens and more."""
 NAMES = {
@@ -123,7 +123,7 @@ class TranslationAnswer(BaseModel):
         default=None, description="with the source `auto`"
     )
     scores: float | list[float] | None = Field(
-        default=None, description="with `return_scores`: of the whole text, its sentences' scores together"
+        default=None, description="with `return_scores`: of the whole text, the mean of its sentences' scores"
     )
     sentences: list[Sentence] | list[list[Sentence]] | None = Field(
         default=None,
@@ -156,9 +156,9 @@ _REQUESTS: dict[str, Any] = {
 }
 _GO = {"source": "Go.", "translation": "Geh.", "score": -0.25, "log_prob": -0.75, "finished": True}
 _LOOKED = {
-    "source_tokens": ["Go", "."],
-    "target_tokens": ["Geh", ".", "</s>"],
-    "attention": [[0.75, 0.25], [0.125, 0.875], [0.5, 0.5]],
+    "source_tokens": [" Go", ".", "<eos>"],
+    "target_tokens": [" Geh", ".", "<eos>"],
+    "attention": [[0.75, 0.125, 0.125], [0.125, 0.75, 0.125], [0.0, 0.25, 0.75]],
 }
 _ANSWERS: dict[str, Any] = {
     "one text": {"value": {"translatedText": "Ein Mann schläft.", "notices": []}},

@@ -204,7 +204,7 @@ def present(infinitive: str, person: str, third: str = "") -> str:
     if person in ("1p", "3p"):
         return infinitive
     if person == "1s":
-        return (base[:-2] + "l" if base.endswith("el") else base) + "e"
+        return (base[:-2] + "l" if infinitive.endswith("eln") else base) + "e"
     if third:
         return third if person == "3s" else _second(third[:-1])
     base += "e" if _NEEDS_E.search(base) else ""
@@ -236,7 +236,7 @@ def imperative(verb: Verb) -> str:
     base = root(verb.infinitive)
     if "i" in verb.present and "i" not in base:
         return verb.present[:-1]
-    if base.endswith("el"):
+    if verb.infinitive.endswith("eln"):
         return base[:-2] + "le"
     return base + "e" if _NEEDS_E.search(base) or base.endswith(("er", "ig")) else base
 
