@@ -96,7 +96,9 @@ def evaluate(
     model: Model,
     data: Annotated[
         Path | None,
-        typer.Option(help="labelled file: CSV, TSV, JSONL or Parquet; for a language model a text"),
+        typer.Option(
+            help="labelled file: CSV, TSV, JSONL or Parquet; for a language model a text, for a translator also TMX"
+        ),
     ] = None,
     source: Annotated[Path | None, typer.Option(help="translators: the sentences, one a line")] = None,
     target: Annotated[Path | None, typer.Option(help="translators: their right translations, line by line")] = None,
@@ -239,7 +241,9 @@ def translate(
     length_penalty: Annotated[float | None, typer.Option(help="rank by log-probability / length ** this")] = None,
     coverage_penalty: Annotated[float, typer.Option(help="above 0 avoids leaving source words out")] = 0.0,
     max_tokens: Annotated[int | None, typer.Option(help="most tokens for a sentence")] = None,
-    n_best: Annotated[int, typer.Option(help="this many translations a line: NUMBER ||| TEXT ||| SCORE")] = 1,
+    n_best: Annotated[
+        int, typer.Option(min=1, max=64, help="this many translations a line: NUMBER ||| TEXT ||| SCORE")
+    ] = 1,
     keep_unknown: Annotated[bool, typer.Option("--keep-unknown", help="do not copy words that are not known")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="a line of JSON for each line: scores, alternatives, attention, notices")
@@ -261,6 +265,8 @@ def translate(
         "max_tokens": max_tokens, "alternatives": n_best - 1, "replace_unknown": not keep_unknown,
         "return_attention": as_json,
     }  # fmt: skip
+    if beam_size is not None and n_best > beam_size:
+        raise SeqappError(f"--n-best {n_best}: a search with --beam-size {beam_size} finds {beam_size} at most")
     bundles = [bundle.load(resolve(name).path) for name in (model, *(beside or ()))]
     total = None if file == "-" else sum(1 for _ in lines_of(file, encoding))
     bar = Progress(TextColumn("translating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=err,

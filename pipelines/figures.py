@@ -32,7 +32,10 @@ def figure(value: float, *, share: bool = False) -> str:
 
 
 def learning_curves(
-    history: Mapping[str, Sequence[tuple[int, float]]], title: str, titles: Mapping[str, str] | None = None
+    history: Mapping[str, Sequence[tuple[int, float]]],
+    title: str,
+    titles: Mapping[str, str] | None = None,
+    alone: Sequence[str] = (),
 ) -> Figure:
     """One panel per score that moves, training beside validation.
 
@@ -40,15 +43,19 @@ def learning_curves(
         history: metric name such as "train/nll" -> (epoch, value) pairs.
         title: above the picture.
         titles: score -> what its panel is called, where that is not the score's name.
+        alone: scores that have a panel also where training does not tell them, as a smoothed loss or a search does not.
     """
     scores = [name for name in dict.fromkeys(key.partition("/")[2] for key in history)
-              if f"validation/{name}" in history and f"train/{name}" in history and _moves(history, name)]  # fmt: skip
+              if f"validation/{name}" in history and (f"train/{name}" in history or name in alone)
+              and _moves(history, name)]  # fmt: skip
     figure = Figure(figsize=(4.2 * max(1, len(scores)), 3.6), layout="constrained")
     figure.suptitle(title)
     for index, name in enumerate(scores):
         axes = figure.add_subplot(1, len(scores), index + 1)
         for part, color in (("train", TRAIN), ("validation", VALIDATION)):
-            points = history[f"{part}/{name}"]
+            points = history.get(f"{part}/{name}")
+            if not points:
+                continue
             axes.plot([epoch + 1 for epoch, _ in points], [value for _, value in points],
                       color=color, marker="o", markersize=3, label=part)  # fmt: skip
         axes.set(xlabel="epoch", title=(titles or {}).get(name, name))
@@ -60,8 +67,8 @@ def learning_curves(
 
 def _moves(history: Mapping[str, Sequence[tuple[int, float]]], name: str) -> bool:
     """Whether a score is another in some epoch, or there is but one epoch."""
-    parts = [[value for _, value in history[f"{part}/{name}"]] for part in ("train", "validation")]
-    return any(len(values) < 2 or len(set(values)) > 1 for values in parts)
+    parts = [[value for _, value in history.get(f"{part}/{name}", ())] for part in ("train", "validation")]
+    return any(len(values) == 1 or len(set(values)) > 1 for values in parts)
 
 
 def confusion_matrix(confusion: Confusion, title: str) -> Figure:
@@ -156,7 +163,8 @@ def bleu_by_length(models: Mapping[str, Sequence[LengthRow]], title: str) -> Fig
     for (name, rows), color, style in zip(models.items(), COLOURS, STYLES, strict=False):
         upper.plot(range(len(rows)), [row.bleu for row in rows], color=color, linestyle=style, marker="o",
                    linewidth=2, label=name)  # fmt: skip
-    upper.set(ylabel="BLEU (sacreBLEU, 13a)", ylim=(0, None))
+    highest = max(row.bleu for rows in models.values() for row in rows)
+    upper.set(ylabel="BLEU (sacreBLEU, 13a)", ylim=(0, 1.1 * highest or 1))
     upper.grid(alpha=0.3)
     for text in upper.legend().get_texts():
         text.set_parse_math(False)

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from seqapp.bundle import Bundle
-from seqapp.data.rows import read_rows
+from seqapp.data.rows import read_rows, text_lines
 from seqapp.errors import ConfigError, DataError
 from seqapp.registry import suggest
 from seqapp.tasks import InputError
@@ -174,6 +174,10 @@ def lines_of(file: str, encoding: str) -> Iterator[tuple[int, str]]:
     """
     try:
         with open(0 if file == "-" else file, "rb", closefd=file != "-") as stream:
+            if "\n".encode(encoding) != b"\n":  # UTF-16 and its like, whose lines do not end at a byte
+                for number, text in enumerate(text_lines(Path(file), stream, encoding), 1):
+                    yield number, text.rstrip("\r\n")
+                return
             for number, line in enumerate(stream, 1):
                 try:
                     yield number, line.decode(encoding).removeprefix("\ufeff" if number == 1 else "").rstrip("\r\n")

@@ -39,6 +39,7 @@ from seqapp.metrics import Confusion, Metric
 from seqapp.models.language_model import LanguageModel
 from seqapp.nn.recurrent import NotFinite
 from seqapp.references import connect, tracking_uri
+from seqapp.registry import InvalidOption
 from seqapp.tasks import TASKS, InputError, Task
 from seqapp.tasks.translation import Translation
 from seqapp.translation_scores import Translations
@@ -96,7 +97,7 @@ def train(
     connect()
     started = time.monotonic()
 
-    splits: Splits[Any] = SOURCES.build(resolved["data"])
+    splits: Splits[Any] = _splits(resolved)
     if not isinstance(splits.train[0], task.example_type):
         raise ConfigError(
             f"{path}: the data {resolved['data']['kind']!r} yields {type(splits.train[0]).__name__}, "
@@ -215,7 +216,7 @@ def baseline(path: str | Path, overrides: Sequence[str] = ()) -> list[BaselineRe
     resolved = config.load(path, overrides, sections=SECTIONS)
     task: Task[Any, Any] = TASKS.build(resolved["task"])
     connect()
-    splits: Splits[Any] = SOURCES.build(resolved["data"])
+    splits: Splits[Any] = _splits(resolved)
     came = type(splits.train[0])
     fitting = {name: method for name, method in BASELINES.items() if issubclass(came, method.example_type)}
     if not fitting:
@@ -338,16 +339,33 @@ def export(loaded: Bundle, target: Path) -> Path:
     """Copy a bundle to ``target``, after asking its golden questions again.
 
     Raises:
-        BundleError: if an answer has changed, or something else than a bundle stands at ``target``.
+        BundleError: if an answer has changed, something else than a bundle stands at ``target``, or it cannot be
+            written.
     """
     loaded.check_golden()
     if target.exists():
         bundle.read_manifest(target)
         if target.samefile(loaded.path):
             raise BundleError(f"{target}: is the very bundle that would be copied; name another directory")
-        shutil.rmtree(target)
-    shutil.copytree(loaded.path, target)
+    try:
+        if target.exists():
+            shutil.rmtree(target)
+        shutil.copytree(loaded.path, target)
+    except OSError as error:
+        raise BundleError(f"{target}: cannot be written: {error.strerror or error}") from None
     return target
+
+
+def _splits(resolved: Mapping[str, Any]) -> Splits[Any]:
+    """The data of a config.
+
+    Raises:
+        ConfigError: for what only reading the data shows, naming the option.
+    """
+    try:
+        return SOURCES.build(resolved["data"])
+    except InvalidOption as error:
+        raise ConfigError(f"data.{error}") from None
 
 
 def _check(options: Training, task: Task[Any, Any], kind: str) -> None:
@@ -525,7 +543,8 @@ def _publish(
 ) -> tracking.Registered | None:
     client = connect()
     title = client.get_run(run_id).info.run_name or run_id
-    client.log_figure(run_id, figures.learning_curves(history, title, task.titles), "learning_curves.png")
+    client.log_figure(run_id, figures.learning_curves(history, title, task.titles, ("nll", task.selection[0])),
+                      "learning_curves.png")  # fmt: skip
     name, direction = task.selection
     scale = "share" if name in task.shares else "number"
     if name in intervals(task, totals["validation"], sizes["validation"]):

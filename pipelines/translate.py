@@ -81,13 +81,11 @@ def shown(answer: TranslationOutput | None, number: int, *, n_best: int = 1, as_
     elif n_best == 1:
         yield answer.text
     else:
-        ways = [(answer.text, answer.score)]
-        if len(answer.sentences) == 1:
-            ways += [(one.text, one.score) for one in answer.sentences[0].alternatives]
-        else:
-            ways += [(text, answer.score) for text in answer.alternatives]
-        for text, score in ways:
-            yield f"{number} ||| {text} ||| {score:.4f}"
+        # A text's score is the mean of its sentences'; one with fewer translations keeps its last, as in the text.
+        scores = [[one.score, *(other.score for other in one.alternatives)] for one in answer.sentences]
+        for way, text in enumerate([answer.text, *answer.alternatives]):
+            said = [row[min(way, len(row) - 1)] for row in scores]
+            yield f"{number} ||| {text} ||| {sum(said) / max(1, len(said)):.4f}"
 
 
 @contextmanager
@@ -102,6 +100,10 @@ def writing(path: Path | None) -> Iterator[Callable[[str], None]]:
     if path is None:
         yield lambda line: print(clean(line), flush=sys.stdout.isatty())
         return
+    if path.is_dir():  # told before the work, not after it
+        raise SeqappError(f"{path}: is a directory; the name of a file fits")
+    if not path.parent.is_dir():
+        raise SeqappError(f"{path}: there is no directory {path.parent}")
     part = path.with_name(f"{path.name}.part")
     try:
         with part.open("w", encoding="utf-8", newline="\n") as stream:

@@ -46,7 +46,7 @@ class RecurrentWatch(Callback):
 class Samples(Callback):
     """Logs what the model says before training and after each epoch, as ``samples/epoch-003.txt``.
 
-    What it looks at is logged beside it, as pictures such as ``attention-1/epoch-003.png``.
+    What it looks at is logged beside it, as pictures such as ``attention/1/epoch-003.png``.
 
     Stands after a callback that averages weights, whose average then speaks.
     """

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seqapp.data.batching import pad
 from seqapp.data.languages import LanguageProfile
+from seqapp.data.pairs import even_spaces
 from seqapp.data.sentences import segments
 from seqapp.data.tokenizers import BOS, EOS, SPECIALS, UNK, Tokenizer
 from seqapp.decoding import Ensemble, Hypothesis, StepFn, beam_search
@@ -30,6 +31,8 @@ ROWS_AT_ONCE = 320
 """Most hypotheses that grow together, of one sentence at least."""
 SHOWN = 5
 """Most things named in a notice."""
+NO_BREAK = "\u00a0\u202f"
+"""Spaces that are part of a text where training had them, in French above all."""
 
 
 class TranslationInput(BaseModel):
@@ -218,13 +221,21 @@ class Interpreter:
 
     def _parts(self, given: TranslationInput) -> list[_Part]:
         if given.target is not None:
-            return [_Part(given.text, "", [*self.source.encode(given.text).ids, EOS], [])]
+            return [_Part(given.text, "", [*self.source.encode(self._plain(given.text)).ids, EOS], [])]
 
         def length(piece: str) -> int:
-            return len(self.source.encode(piece).ids)
+            return len(self.source.encode(self._plain(piece)).ids)
 
-        return [_Part(piece, gap, [*self.source.encode(piece).ids, EOS], [])
+        return [_Part(piece, gap, [*self.source.encode(self._plain(piece)).ids, EOS], [])
                 for piece, gap in segments(given.text, self.language, self.longest, length)]  # fmt: skip
+
+    def _plain(self, text: str) -> str:
+        """``text`` with the white space that training had: a blank for a run of it, and for an unknown no-break one."""
+        text = even_spaces(text)
+        for space in NO_BREAK:
+            if space in text and any(space in part for _, part in self.source.unknown(text)):
+                text = text.replace(space, " ")
+        return text
 
     def _score(self, given: TranslationInput, part: _Part) -> None:
         assert given.target is not None
@@ -284,9 +295,11 @@ class Interpreter:
         )  # fmt: skip
         if given.return_attention:
             sentence.source_tokens = [self.source.token_text(index) for index in part.ids]
-            sentence.target_tokens = [self.target.token_text(index) for index in [*best.tokens, EOS]]
+            said = [*best.tokens, EOS] if best.finished else best.tokens
+            sentence.target_tokens = [self.target.token_text(index) for index in said]
             if part.weights:
-                sentence.attention = [[round(weight, 4) for weight in row] for row in part.weights[0].tolist()]
+                rows = part.weights[0][: len(said)].tolist()
+                sentence.attention = [[round(weight, 4) for weight in row] for row in rows]
         return sentence
 
     def _text(self, given: TranslationInput, part: _Part, place: int) -> str:
@@ -294,12 +307,13 @@ class Interpreter:
         tokens, weights = part.found[place].tokens, part.weights.get(place)
         if not given.replace_unknown or weights is None or UNK not in tokens:
             return self.target.decode(tokens)
-        offsets = self.source.encode(part.text).offsets
+        text = self._plain(part.text)
+        offsets = self.source.encode(text).offsets
         pieces = []
         for index, row in zip(tokens, weights, strict=False):
             if index == UNK:
                 start, end = offsets[int(row[: len(offsets)].argmax())]
-                pieces.append(part.text[start:end])
+                pieces.append(text[start:end])
             elif index >= len(SPECIALS):
                 pieces.append(str(self.target.core.id_to_token(index)))
         decoder = self.target.core.decoder
@@ -312,7 +326,9 @@ class Interpreter:
         if self.profile is not None and (notice := self.profile.notice(given.text)):
             notices.append(notice)
         unknown = list(
-            dict.fromkeys(part for sentence in sentences for _, part in self.source.unknown(sentence.source))
+            dict.fromkeys(
+                part for sentence in sentences for _, part in self.source.unknown(self._plain(sentence.source))
+            )
         )
         if unknown:
             named = ", ".join(repr(part) for part in unknown[:SHOWN])
@@ -322,6 +338,10 @@ class Interpreter:
         if cut:
             named = ", ".join(map(str, cut[:SHOWN])) + (" ..." if len(cut) > SHOWN else "")
             notices.append(f"the translation of sentence {named} came to no end and was cut")
+        silent = [index + 1 for index, sentence in enumerate(sentences) if not sentence.translation.strip()]
+        if silent:
+            named = ", ".join(map(str, silent[:SHOWN])) + (" ..." if len(silent) > SHOWN else "")
+            notices.append(f"the translation of sentence {named} is empty")
         return notices
 
 

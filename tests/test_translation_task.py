@@ -5,6 +5,7 @@ B sources, S source length, T target length.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
@@ -222,11 +223,13 @@ def test_an_answer_is_what_the_search_found(model: str, fields: dict[str, Any]) 
             assert sentence.translation == task.target_tokenizer.decode(tokens)
         if asked.return_attention:
             assert sentence.source_tokens == [*map(task.source_tokenizer.token_text, ids)]
-            assert sentence.target_tokens == [*map(task.target_tokenizer.token_text, [*tokens, EOS])]
+            whole = [*tokens, EOS] if sentence.finished else tokens
+            assert sentence.target_tokens == [*map(task.target_tokenizer.token_text, whole)]
             assert (sentence.attention is None) == (model == "plain")
             if sentence.attention is not None:
                 (weights,) = align([built], [ids], [tokens])
-                torch.testing.assert_close(torch.tensor(sentence.attention), weights, atol=6e-5, rtol=0)
+                found = torch.tensor(sentence.attention)
+                torch.testing.assert_close(found, weights[: len(whole)], atol=6e-5, rtol=0)
         else:
             assert [sentence.source_tokens, sentence.target_tokens, sentence.attention] == [None] * 3
     assert output.score == pytest.approx(sum(one.score for one in output.sentences) / len(output.sentences))
@@ -297,7 +300,7 @@ def test_unknown_tokens_become_the_source_words_that_they_look_at() -> None:
     output = ask(task, built, text=text, max_tokens=4, beam_size=2, return_attention=True)
     (sentence,) = output.sentences
     assert sentence.attention is not None
-    assert sentence.target_tokens == ["<unk>"] * 4 + ["<eos>"]
+    assert sentence.target_tokens == ["<unk>"] * 4
     offsets = task.source_tokenizer.encode(text).offsets
     looked = [max(range(len(offsets)), key=row.__getitem__) for row in sentence.attention[:4]]
     assert sentence.translation == " ".join(text[slice(*offsets[place])] for place in looked)
@@ -327,9 +330,11 @@ def test_of_several_models_those_with_attention_look(turned: bool) -> None:
         (output,) = task.translate(models[::-1] if turned else models, [given])
         (sentence,) = output.sentences
         ids = [*task.source_tokenizer.encode(sentence.source).ids, EOS]
-        said = [task.target_tokenizer.token_id(token) for token in sentence.target_tokens or ()][:-1]
+        said = [task.target_tokenizer.token_id(token) for token in sentence.target_tokens or ()]
+        said = said[: len(said) - sentence.finished]
         weights = align([looking], [ids], [[index for index in said if index is not None]])[0]
-        torch.testing.assert_close(torch.tensor(sentence.attention), weights.float(), atol=6e-5, rtol=0)
+        weights = weights[: len(said) + sentence.finished].float()
+        torch.testing.assert_close(torch.tensor(sentence.attention), weights, atol=6e-5, rtol=0)
         seen = sum(math.log(min(1, float(share))) for share in weights[: len(said) + sentence.finished].sum(0))
         mean = sentence.log_prob / (len(said) + sentence.finished)
         assert sentence.score == pytest.approx(mean + 0.4 * seen, abs=1e-6)
@@ -344,6 +349,59 @@ def test_who_waits_is_told_of_every_input() -> None:
         told: list[int] = []
         task.translate([built], [TranslationInput(**fields) for fields in inputs], done=told.append)
         assert sum(told) == len(inputs)
+
+
+@pytest.mark.parametrize("tokenizer", list(TOKENIZERS))
+def test_white_space_between_words_is_read_as_in_training(tokenizer: str) -> None:
+    task, model = translator(tokenizer)
+    wanted = ask(task, model, text="The dog sees a cat.")
+    got = ask(task, model, text="The dog\tsees  a\u00a0cat.")
+    assert (got.text, got.notices) == (wanted.text, wanted.notices)
+    assert got.sentences[0].source == "The dog\tsees  a\u00a0cat."
+
+
+def test_no_break_spaces_that_training_had_stay() -> None:
+    task = TASKS.build({"kind": "translation", "tokenizer": {"kind": "character"}})
+    assert isinstance(task, Translation)
+    task.prepare([SentencePair("Ça\u00a0va\u00a0? " * 3, "How are you? " * 3, ("fr", "en"))] * 3)
+    model = task.build_model({"kind": "translator", "embedding_size": 4, "decoder": {"kind": "gru", "hidden_size": 4},
+                              "encoder": {"kind": "gru", "hidden_size": 4}}).eval()  # fmt: skip
+    scores = [task.predict(model, [TranslationInput(text=text, target="How?")])[0].score
+              for text in ("Ça\u00a0va", "Ça va")]  # fmt: skip
+    assert scores[0] != scores[1]
+
+
+def test_a_translation_that_says_nothing_is_noticed() -> None:
+    task, model = translator()
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        model.head.get_parameter("project.bias")[EOS] = 1e3
+    output = ask(task, model, text="The dog sleeps. A man reads.")
+    assert output.text.strip() == ""
+    assert "the translation of sentence 1, 2 is empty" in output.notices
+
+
+def test_one_table_takes_one_vocabulary() -> None:
+    task = prepared("bpe", shared=False)
+    _, model = translator("bpe", shared=False)
+    model = copy.deepcopy(model)
+    model.source_embedding = model.target_embedding
+    with pytest.raises(ConfigError, match=r"tied: all is one table for both languages, but with task\.shared: false"):
+        task.fit_model(model, task.encode(PAIRS))
+
+
+def test_a_file_in_the_other_language_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    task = TASKS.build({"kind": "translation", "tokenizer": {"kind": "word"}})
+    assert isinstance(task, Translation)
+    task.prepare([pair for pair in PAIRS for _ in range(20)])
+    for place, name in enumerate(("source", "target")):
+        (tmp_path / name).write_text("\n".join(texts[place] for texts in TEXTS) + "\n", encoding="utf-8")
+    task.read_examples(tmp_path / "source", target=tmp_path / "target")
+    assert caplog.messages == []
+    task.read_examples(tmp_path / "target", target=tmp_path / "source")
+    assert [message.startswith(f"{tmp_path / 'target'}: the text looks like de") for message in caplog.messages] == [
+        True
+    ]
 
 
 def test_what_is_empty_is_named() -> None:
@@ -482,6 +540,30 @@ def test_pairs_that_do_not_fit_are_told() -> None:
     assert "the source has 1,001 tokens; at most 1,000 fit" in str(caught.value)
 
 
+def test_files_are_read_as_a_command_line_asks(tmp_path: Path) -> None:
+    task = prepared()
+    path = tmp_path / "pairs.tsv"
+    path.write_text("1\tDer Hund schläft.\tThe dog sleeps.\n2\tEin Mann\tA man\n", encoding="utf-8")
+    wanted = [
+        SentencePair("The dog sleeps.", "Der Hund schläft.", LANGUAGES),
+        SentencePair("A man", "Ein Mann", LANGUAGES),
+    ]
+    assert task.read_examples(path, columns="3,2") == wanted
+    assert task.read_examples(path, columns="3,2", max_characters="10", on_bad="skip") == wanted[1:]
+    for name, value, says in [
+        ("max_characters", "many", "max_characters: .* not 'many'"),
+        ("max_characters", "0", "max_characters: .* not '0'"),
+        ("on_bad", "ignore", "on_bad: .*'error' or 'skip', not 'ignore'"),
+        ("format", "xls", "format: "),
+        ("columns", "0,1", "columns: takes two names or two numbers from 1"),
+        ("columns", "a,b,c", "columns: takes two names"),
+    ]:
+        with pytest.raises(ConfigError, match=says):
+            task.read_examples(path, **{name: value})
+    with pytest.raises(DataError, match=r"pairs\.tsv:1: the target has 17 characters; 10 fit"):
+        task.read_examples(path, columns="3,2", max_characters="10")
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_restored_task_answers_the_same(shared: bool, tmp_path: Path) -> None:
     task, built = translator("bpe", "attention", shared)
@@ -511,5 +593,5 @@ def test_several_models_answer_by_their_mean() -> None:
     ids: list[int] = [*task.source_tokenizer.encode(sentence.source).ids, EOS]
     ((best, _),) = search([first, second], [ids], [limit(len(ids))], 5, 2)
     assert sentence.log_prob == pytest.approx(sum(log_probs([first, second], ids, said_by(best))))
-    weights: Tensor = align([first, second], [ids], [best.tokens])[0]
+    weights: Tensor = align([first, second], [ids], [best.tokens])[0][: len(said_by(best))]
     torch.testing.assert_close(torch.tensor(sentence.attention), weights, atol=6e-5, rtol=0)

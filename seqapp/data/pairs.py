@@ -202,13 +202,18 @@ def _read(
     return pairs
 
 
+def even_spaces(text: str) -> str:
+    """``text`` with one blank for each run of blanks, tabs and line ends, as pairs that were read have it."""
+    return _SPACE.sub(" ", text)
+
+
 def _checked(
     found: Iterable[_Found], languages: tuple[str, str], max_characters: int
 ) -> tuple[list[_Placed], list[str]]:
     """The pairs that fit, and what is wrong with the others."""
     pairs, problems = [], []
     for places, sides in found:
-        texts = [_SPACE.sub(" ", side).strip() if isinstance(side, str) else side for side in sides]
+        texts = [even_spaces(side).strip() if isinstance(side, str) else side for side in sides]
         wrong = [_problem(text, max_characters) for text in texts]
         problems += [
             f"{place}: the {side} {what}" for place, side, what in zip(places, _SIDES, wrong, strict=True) if what
@@ -304,8 +309,10 @@ def _one_file(
 
 
 def _two(columns: Sequence[Any]) -> tuple[Any, Any]:
-    if len(columns) != 2 or columns[0] == columns[1] or isinstance(columns[0], int) != isinstance(columns[1], int):
-        raise InvalidOption(("columns",), f"takes two names or two numbers, not {list(columns)}")
+    numbered = [isinstance(column, int) and column > 0 for column in columns]
+    named = [isinstance(column, str) for column in columns]
+    if len(set(columns)) != 2 or len(columns) != 2 or not (all(numbered) or all(named)):
+        raise InvalidOption(("columns",), f"takes two names or two numbers from 1, not {list(columns)}")
     return columns[0], columns[1]
 
 

@@ -293,6 +293,11 @@ def build_translator(
     looking = ATTENTIONS.build(
         attention, query_size=lower.output_size, memory_size=reader.output_size, summary_size=reader.output_size
     )
+    if not reader.has_last and (bridge or not looking.aligned):
+        raise ValueError(
+            "encoder: its merged outputs do not tell which have read the whole row, which a bridge and attention: none "
+            "ask for; merge: concat fits, or bridge: false with an attention"
+        )
     above = None
     if upper is not None:
         above = RECURRENT.build(upper, input_size=lower.output_size + looking.output_size)

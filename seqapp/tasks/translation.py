@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,20 +10,20 @@ from typing import Annotated, Any, ClassVar, NamedTuple, cast
 
 import numpy
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from seqapp.data.batching import pad
 from seqapp.data.counts import Blocks, bigrams, unigrams
 from seqapp.data.languages import LanguageProfile
-from seqapp.data.pairs import SentencePair, read_pairs
+from seqapp.data.pairs import Format, OnBad, SentencePair, read_pairs
 from seqapp.data.subwords import Resegmenter
 from seqapp.data.tokenizers import BOS, EOS, TOKENIZERS, Tokenizer
 from seqapp.errors import BundleError, ConfigError, DataError
 from seqapp.metrics import Metric, Ratio, Surprise
 from seqapp.models.translator import Translator
 from seqapp.nn.recurrent import valid_mask
-from seqapp.registry import Probability, Spec
+from seqapp.registry import Probability, Size, Spec
 from seqapp.tasks.base import TASKS, InputError, Matrix, Task
 from seqapp.translation import MOST_BEAMS, Interpreter, TranslationInput, TranslationOutput, align, limit, search
 from seqapp.translation_scores import Translations
@@ -31,6 +32,10 @@ LONGEST_SIDE = 1_000
 """Most tokens of one side of a pair, and so of a sentence that is read."""
 SAMPLES, DRAWN = 8, 3
 """How many sentences a person is shown after each epoch, and how many pictures of attention."""
+LOOKED_AT = 100
+"""How many sentences of a user's file show whether it is in the language that is translated."""
+
+log = logging.getLogger(__name__)
 
 
 class Item(NamedTuple):
@@ -79,6 +84,27 @@ class _Fitted(BaseModel):
 
     languages: tuple[str, str]
     longest: int = Field(ge=1, le=LONGEST_SIDE)
+
+
+class _FileOptions(BaseModel):
+    """What may be said of a user's file of pairs; a command line says it in strings."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    target: Path | None = None
+    columns: list[int] | list[str] | None = None
+    encoding: str = "utf-8"
+    format: Format | None = None
+    max_characters: Size = 1000
+    on_bad: OnBad = "error"
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _apart(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        columns = value.split(",")
+        return [int(column) for column in columns] if all(map(str.isdecimal, columns)) else columns
 
 
 @TASKS.register("translation")
@@ -145,7 +171,7 @@ class Translation(Task[SentencePair, Item]):
     @property
     def file_options(self) -> Sequence[str]:  # type: ignore[override]
         """The keywords that :meth:`read_examples` takes."""
-        return ("target", "columns", "encoding", "format", "max_characters", "on_bad")
+        return tuple(_FileOptions.model_fields)
 
     def prepare(self, examples: Sequence[SentencePair]) -> None:
         """Fit vocabularies and the profile of the languages.
@@ -231,8 +257,15 @@ class Translation(Task[SentencePair, Item]):
         return loss, {"nll": Surprise(total, len(targets), sum(len(item.pair.target) for item in batch.rows.items))}
 
     def fit_model(self, model: nn.Module, items: Sequence[Item]) -> None:
-        """Tell the head how frequent target tokens and, if it asks, pairs of them are."""
+        """Tell the head how frequent target tokens and, if it asks, pairs of them are.
+
+        Raises:
+            ConfigError: if the model has one table for two vocabularies.
+        """
         assert isinstance(model, Translator)
+        if not self.shared and model.source_embedding is model.target_embedding:
+            raise ConfigError("model.tied: all is one table for both languages, but with task.shared: false each has "
+                              "tokens of its own; task.shared: true, or tied: target, fits")  # fmt: skip
         head = model.head
         size = self.target_tokenizer.size
         head.fit(unigrams(_blocks(items), size), bigrams(_blocks(items)) if head.needs_bigrams else None)
@@ -373,10 +406,20 @@ class Translation(Task[SentencePair, Item]):
         self.profile = LanguageProfile.load(directory / "profile.json")
 
     def read_examples(self, path: Path, **columns: Any) -> list[SentencePair]:
-        target = columns.pop("target", None)
-        if isinstance(columns.get("columns"), str):
-            columns["columns"] = columns["columns"].split(",")
-        return read_pairs(path if target is None else [path, target], languages=self.languages, **columns)
+        try:
+            options = _FileOptions.model_validate(columns)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise ConfigError(f"{first['loc'][0]}: {first['msg']}, not {first['input']!r:.60}") from None
+        pairs = read_pairs(
+            path if options.target is None else [path, options.target],
+            languages=self.languages,
+            **options.model_dump(exclude={"target"}),
+        )
+        looked_at = "\n".join(pair.source for pair in pairs[:LOOKED_AT])
+        if self.profile is not None and (notice := self.profile.notice(looked_at)):
+            log.warning("%s: %s", path, notice)
+        return pairs
 
 
 def _blocks(items: Sequence[Item]) -> Blocks:

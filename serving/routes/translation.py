@@ -324,7 +324,8 @@ def _fitting(models: Models, asked: TranslationRequest) -> dict[str, LiveModel]:
 
 def _detect(fitting: Mapping[str, LiveModel], given: Sequence[str]) -> list[DetectedLanguage]:
     """The source that each text fits best, and how likely that is beside the other sources and the target."""
-    profiles = [profile for model in fitting.values() if (profile := _task(model).profile)]
+    known_by = {source: profile for source, model in fitting.items() if (profile := _task(model).profile)}
+    sources, profiles = [*known_by] or [*fitting], [*known_by.values()]
     detected = []
     for text in given:
         found, index, sure = words(text), best(profiles, text), 0.0
@@ -334,7 +335,7 @@ def _detect(fitting: Mapping[str, LiveModel], given: Sequence[str]) -> list[Dete
             scores = [size * language.letters.score(found) for language in known]
             shares = [exp(score - max(scores)) for score in scores]
             sure = shares[index] / sum(shares)
-        detected.append(DetectedLanguage(language=[*fitting][index or 0], confidence=round(100 * sure, 1)))
+        detected.append(DetectedLanguage(language=sources[index or 0], confidence=round(100 * sure, 1)))
     return detected
 
 

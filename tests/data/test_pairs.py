@@ -237,7 +237,7 @@ def test_errors_say_what_would_fit(tmp_path: Path) -> None:
         ({"format": "csv"}, "format: is for one file"),
     ):
         assert expected in message(ConfigError, read_pairs, paths, **options)
-    for columns in ((1,), ("a", 2), ("a", "a"), (1, 1), ("a", "b", "c")):
+    for columns in ((1,), ("a", 2), ("a", "a"), (1, 1), (0, 1), (2, -1), ("a", "b", "c")):
         assert "columns: takes two" in message(ConfigError, read_pairs, write(tmp_path / "a.tsv", "a\tb\n"),
                                                columns=columns)  # fmt: skip
 

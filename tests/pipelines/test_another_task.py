@@ -188,6 +188,19 @@ def test_learning_curves_of_scores_that_both_splits_have() -> None:
     assert learning_curves({}, "nothing").axes == []
 
 
+def test_learning_curves_of_scores_that_training_does_not_tell() -> None:
+    history = {
+        "train/objective": [(0, 2.0), (1, 1.0)],
+        "validation/nll": [(0, 2.0), (1, 1.0)],
+        "validation/bleu": [(0, 5.0), (1, 6.0)],
+        "validation/ter": [(0, 5.0), (1, 4.0)],
+        "validation/flat": [(0, 1.0), (1, 1.0)],
+    }
+    drawn = learning_curves(history, "toy", alone=("nll", "bleu", "flat")).axes
+    assert [axes.get_title() for axes in drawn] == ["nll", "bleu"]
+    assert [line.get_label() for axes in drawn for line in axes.lines] == ["validation", "validation"]
+
+
 # The commands
 
 

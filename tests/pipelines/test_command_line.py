@@ -131,6 +131,7 @@ def test_predict_knows_encodings_columns_and_byte_order_marks(done: Done, seqapp
         ("latin.txt", "the film was café\n".encode("latin-1"), ["--encoding", "latin-1"]),
         ("latin.csv", "body\nthe film was café\n".encode("latin-1"), ["--encoding", "latin-1", "--text", "body"]),
         ("marked.txt", "\ufeffthe film was café\n".encode(), []),
+        ("wide.txt", "the film was café\n".encode("utf-16"), ["--encoding", "utf-16"]),
     ):
         (done.path / name).write_bytes(content)
         said = seqapp("predict", done.trained.bundle, name, *options)
@@ -212,6 +213,12 @@ def test_export_leaves_a_foreign_directory_alone(done: Done, seqapp: Seqapp, tmp
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
     assert refused(seqapp("export", "sentiment-tiny", tmp_path / "thesis.txt"))
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_export_to_where_nothing_can_stand_is_refused(done: Done, seqapp: Seqapp, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    target = tmp_path / "thesis.txt" / "bundle"
+    assert refused(seqapp("export", "sentiment-tiny", target)).startswith(f"{target}: cannot be written")
 
 
 def test_export_onto_itself_keeps_the_bundle(done: Done, seqapp: Seqapp) -> None:

@@ -166,10 +166,28 @@ def test_what_translate_refuses(
     assert "does not translate" in refused(seqapp("translate", done.trained.bundle, stdin=b"x"))
     world.enter(monkeypatch)
     assert "beam_size" in refused(seqapp("translate", found.bundle, "--beam-size", "65", stdin=b"one\n"))
-    assert "alternatives" in refused(
+    assert "--n-best 3" in refused(
         seqapp("translate", found.bundle, "--beam-size", "2", "--n-best", "3", stdin=b"one\n")
     )
+    none = seqapp("translate", found.bundle, "--n-best", "0", stdin=b"one\n")
+    assert none.status != 0
+    assert "--n-best" in none.err
     assert "nowhere" in refused(seqapp("translate", found.bundle, "--output", "nowhere/x", stdin=b"one\n"))
+    Path("folder").mkdir(exist_ok=True)
+    assert refused(seqapp("translate", found.bundle, "--output", "folder", stdin=b"one\n")).startswith(
+        "folder: is a directory"
+    )
+    assert not Path("folder.part").exists()
+
+
+def test_scores_of_a_text_of_several_sentences_are_means_of_its_sentences(run: tuple[World, Trained]) -> None:
+    loaded = bundle.load(run[1].bundle)
+    (answer,) = loaded.predict([TranslationInput(text="one two\nsix one four", alternatives=1, beam_size=2)])
+    rows = [line.split(" ||| ") for line in translation.shown(answer, 1, n_best=2)]
+    assert [text for _, text, _ in rows] == [answer.text, *answer.alternatives]
+    first, second = answer.sentences
+    wanted = [answer.score, (first.alternatives[0].score + second.alternatives[0].score) / 2]
+    assert [float(score) for *_, score in rows] == pytest.approx(wanted, abs=1e-4)
 
 
 def test_models_of_other_tokens_are_no_ensemble(run: tuple[World, Trained], monkeypatch: pytest.MonkeyPatch) -> None:

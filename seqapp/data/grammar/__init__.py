@@ -11,7 +11,7 @@ from typing import Literal
 
 from seqapp.data.grammar import lexicon
 from seqapp.data.grammar.draw import Draw
-from seqapp.data.grammar.patterns import PATTERNS, examples
+from seqapp.data.grammar.patterns import OFTEN, PATTERNS, Pattern, examples
 from seqapp.data.pairs import SentencePair
 from seqapp.data.splits import SOURCES, Splits
 from seqapp.errors import ConfigError
@@ -47,7 +47,7 @@ def bundled_translation(
         ConfigError: if the grammar has not so many different sentences.
     """
     chance = random.Random(seed)
-    patterns = list(PATTERNS.values())
+    patterns = rotation()
     drawn: dict[str, list[tuple[str, str]]] = {"train": [], "validation": [], "test": []}
     seen: set[str] = set()
     wanted = {"train": pairs, "validation": max(1, pairs // SHARE), "test": max(1, pairs // SHARE)}
@@ -81,6 +81,11 @@ def bundled_translation(
     }
     further = {"natural": [_pair(*one, source) for one in natural()]}
     return Splits(f"bundled translation, {source} first", **parts_of, further=further)
+
+
+def rotation() -> list[Pattern]:
+    """The patterns in the order in which they are drawn, over and over, some of them several times."""
+    return [draws for name, draws in PATTERNS.items() for _ in range(OFTEN.get(name, 1))]
 
 
 @cache

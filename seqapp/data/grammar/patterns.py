@@ -57,6 +57,10 @@ PLURALS = {
 }
 
 
+OFTEN = {"plain": 6}
+"""Patterns that are drawn more often than the others, and how many times: what people try first is short."""
+
+
 def pattern(function: Pattern) -> Pattern:
     """Decorator: one of the patterns of the corpus."""
     PATTERNS[function.__name__] = function
@@ -193,6 +197,12 @@ def date(draw: Draw) -> tuple[Words, Words]:
 
 
 # The simple sentence
+
+
+@pattern
+def plain(draw: Draw) -> Words:
+    """Present tense and nothing more."""
+    return say(draw.clause("going done"))
 
 
 @pattern
