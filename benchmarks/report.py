@@ -236,8 +236,8 @@ _TRANSLATE = (
     "Sentences a second on Multi30k test_2016_flickr, English to German, and target tokens a second in training. One "
     "architecture with the same weights for all: word vocabularies, embeddings 256, a bidirectional LSTM of 128 each "
     "way, a decoder LSTM of 256 with general attention and input feeding. Median of alternating turns; ids in, ids "
-    "out, making batches is not counted. Ours trains in bfloat16 unless said; decoding is float32 for all. `same` is the "
-    "share of translations equal to ours, token by token."
+    "out, making batches is not counted. Ours trains in bfloat16 unless said; decoding is float32 for all. `same` is "
+    "the share of translations equal to ours, token by token."
 )
 
 

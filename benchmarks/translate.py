@@ -161,7 +161,7 @@ class Ours:
 
     def train(self, first: int, count: int) -> float:
         """Target tokens a second of so many steps."""
-        self.model.train()
+        self.model.train().requires_grad_(True)
         tokens, started = 0, time.perf_counter()
         for index in range(first, first + count):
             source, source_lengths, inputs, targets, lengths = self.batches[index % len(self.batches)]
@@ -178,7 +178,7 @@ class Ours:
 
     def translate(self, batch: int, beams: int, sentences: int = 10**9) -> tuple[float, list[Ids]]:
         """Seconds, and the translations of the test sentences, without their ends."""
-        self.model.eval()
+        self.model.eval().requires_grad_(False)  # as a loaded bundle is
         found: list[Ids] = []
         sources = self.corpus.test[:sentences]
         started = time.perf_counter()

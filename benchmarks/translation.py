@@ -135,7 +135,9 @@ def main() -> None:
         }
     if len(models) > 1:
         rows = {name: [LengthRow(**row) for row in model["runs"][0]["by_length"]] for name, model in models.items()}
-        picture = bleu_by_length(rows, f"{splits.name}, test, seed {arguments.seeds[0]}")
+        picture = bleu_by_length(
+            rows, f"{splits.name}, test, seed {arguments.seeds[0]}, beam {resolved[0]['task']['beam_size']}"
+        )
         picture.savefig(PICTURES / f"bleu-by-length-{arguments.name or arguments.configs[0].stem}.png", dpi=110)
     task = TASKS.build(resolved[0]["task"])
     methods = [name for name, method in BASELINES.items() if method.example_type is SentencePair]

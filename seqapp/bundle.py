@@ -213,7 +213,8 @@ def load(path: str | Path) -> Bundle:
         raise BundleError(f"{path / 'config.yaml'}: not the config of a bundle: {type(error).__name__}: {problem}"
                           ) from None  # fmt: skip
     _load_weights(model, path / "weights.safetensors")
-    model.eval()
+    # Nothing trains it, so that what is computed of its weights may be kept.
+    model.eval().requires_grad_(False)
     return Bundle(path, manifest, resolved, task, model, _read_json(path / "metrics.json"))
 
 

@@ -7,6 +7,8 @@ group: N = B K = U W. Log-probabilities are in nats. Parameters of rows are a nu
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -683,7 +685,8 @@ def beam_search(
             0, such as a penalty for what was never looked at.
         return_tree: also give every candidate of every step.
 
-    A step with a method ``take`` is narrowed to the source rows that are still searched, once a quarter is done.
+    The step is also called with fewer rows: first with one of each group, if there are no processors; and a step with a
+    method ``take`` is narrowed to the source rows that are still searched, whenever one is done.
 
     Raises:
         ValueError: if a parameter does not fit, or the model gives NaN.
@@ -707,81 +710,91 @@ def beam_search(
         _check("max_steps", limit, lambda value: value >= 0, "0 or more")
 
     W = beam_size // groups
-    U = len(tokens) // W
+    U = sources * groups
     device = tokens.device
-    score = torch.full((U, W), BARRED, device=device)
+    # The beams of a group are alike before the first step: one is enough, unless processors know the rows by number.
+    w = W if processors else 1
+    if w < W:
+        tokens, carry = tokens[::W], reorder(carry, torch.arange(0, len(tokens), W, device=device))
+    # Logits stay on the device. What is known of so few candidates is kept in NumPy, whose calls cost less.
+    score = np.full((U, w), BARRED, np.float32)
     score[:, 0] = 0
-    log_prob = torch.zeros(U, W, dtype=torch.float64, device=device)
+    log_prob = np.zeros((U, w))
+    texts: list[_Text] = [()] * (U * w)
     prefix = tokens.new_empty(len(tokens), 0)
-    finished = _Finished(torch.tensor(limits, device=device).repeat_interleave(groups), n_best, length_penalty)
-    past: list[tuple[Tensor, ...]] = []
+    finished = _Finished(np.repeat(limits, groups), n_best, length_penalty)
     tree = _Tree(sources, groups, W) if return_tree else None
-    score = finished.cut(log_prob, score, 0, None)
+    score = finished.cut(texts, log_prob, score, 0, None)
     narrows = isinstance(step, Narrows) and tree is None
 
     for place in range(max(limits, default=0)):
         logits, carry = step(tokens, carry)
-        V = logits.shape[1]
-        U = len(score)
-        extra = None if bonus is None else bonus(carry).view(U, W)
+        (U, w), V = score.shape, logits.shape[1]
+        extra = None if bonus is None else bonus(carry).view(U, w).double().cpu().numpy()
+        before = torch.from_numpy(np.ascontiguousarray(score)).to(device)
         if processors or groups > 1 or tree:
             own = logits.log_softmax(-1)
             bent = _bend(processors, prefix, own, eos_id) if processors else own
-            total = (score.reshape(-1, 1) + bent).view(U, W * V)
-            best, index = _best(total, W, groups, diversity, eos_id)
-            token_log_prob = own.view(U, W * V).gather(1, index)
+            total = before[..., None] + bent.view(U, w, V)
+            candidates, places = _best(total, W, groups, diversity, eos_id)
+            each = own.view(U, w * V).gather(1, places)
         else:
-            best, index, token_log_prob = _best_of_logits(logits, score)
-        parent, token = index.div(V, rounding_mode="floor"), index.remainder(V)
-        if bool((bad := best.isnan()).any()):
-            _complain_of_nan((W * finished.units[:, None] + parent)[bad], place)
-        sums = log_prob.gather(1, parent) + token_log_prob
+            candidates, places, each = best_of_logits(logits, before, 2 * W)
+        best, index, token_log_prob = (leaf.cpu().numpy() for leaf in (candidates, places, each.double()))
+        unit = np.arange(U)[:, None]
+        parent, token = np.divmod(index, V)
+        if (bad := np.isnan(best)).any():
+            _complain_of_nan(torch.from_numpy((W * finished.units[:, None] + parent)[bad]), place)
+        sums = log_prob[unit, parent] + token_log_prob
         ends = token == eos_id
         if tree:
             tree.add(parent, token, token_log_prob, sums, best, ends)
-        if bool(ends.any()):
-            finished.add(sums[:, :W], best[:, :W], place + 1, parent[:, :W], token_log_prob[:, :W], ends[:, :W],
-                         extra, ended=True)  # fmt: skip
-            best = best.masked_fill(ends, BARRED)
-            order = ends.to(torch.uint8).argsort(stable=True)[:, :W]
+        if ends.any():
+            finished.end(texts, sums, best, place + 1, parent, token_log_prob, ends[:, :W], extra)
+            best = np.where(ends, BARRED, best)
+            order = ends.argsort(1, kind="stable")
             best, parent, token, token_log_prob, sums = (
-                leaf.gather(1, order) for leaf in (best, parent, token, token_log_prob, sums)
+                leaf[unit, order] for leaf in (best, parent, token, token_log_prob, sums)
             )
-        score, log_prob, parent, token = best[:, :W], sums[:, :W], parent[:, :W], token[:, :W]
-        past.append((finished.units, parent, token, token_log_prob[:, :W]))
-        score = finished.cut(log_prob, score, place + 1, None if extra is None else extra.gather(1, parent))
-        if finished.some:
-            settled = finished.settled(log_prob, score, place + 1).view(-1, groups).all(1)
-            score = score.masked_fill(settled.repeat_interleave(groups)[:, None], BARRED)
-        rows = (W * torch.arange(U, device=device)[:, None] + parent).flatten()
-        places = (score > BARRED).view(-1, beam_size).any(1).nonzero()[:, 0]
-        if not len(places):
+        score, log_prob, parent, token = (leaf[:, :W] for leaf in (best, sums, parent, token))
+        rows, added, values = (w * unit + parent).ravel(), token.ravel(), token_log_prob[:, :W].ravel()
+        texts = [(texts[row], one, value) for row, one, value in
+                 zip(rows.tolist(), added.tolist(), values.tolist(), strict=True)]  # fmt: skip
+        score = finished.cut(texts, log_prob, score, place + 1, None if extra is None else extra[unit, parent])
+        settled = finished.settled(log_prob, score, place + 1)
+        if settled.any():
+            settled = settled.reshape(-1, groups).all(1).repeat(groups)
+            score = np.where(settled[:, None], BARRED, score)
+        on = (score > BARRED).reshape(sources, -1).any(1)
+        if not on.any():
             break
-        if narrows and 4 * groups * len(places) <= 3 * U:
-            step = cast(Narrows, step).take(places)
-            units = (groups * places[:, None] + torch.arange(groups, device=device)).flatten()
-            finished.narrow(units)
-            score, log_prob, token = (leaf.index_select(0, units) for leaf in (score, log_prob, token))
-            rows = rows.view(U, W).index_select(0, units).flatten()
-        tokens = token.flatten()
-        if W > 1 or len(rows) < U * W:
-            carry = reorder(carry, rows)
-            prefix = prefix.index_select(0, rows) if processors else prefix
+        if narrows and not on.all():
+            step = cast(Narrows, step).take(torch.from_numpy(np.flatnonzero(on)).to(device))
+            sources, kept = int(on.sum()), on.repeat(groups)
+            finished.narrow(kept)
+            row_kept = kept.repeat(score.shape[1])
+            texts = list(itertools.compress(texts, row_kept))
+            score, log_prob, rows, added = score[kept], log_prob[kept], rows[row_kept], added[row_kept]
+        tokens = torch.from_numpy(added).to(device)
+        if len(rows) != U * w or (rows[1:] <= rows[:-1]).any():
+            moved = torch.from_numpy(rows).to(device)
+            carry = reorder(carry, moved)
+            prefix = prefix.index_select(0, moved) if processors else prefix
         if processors:
             prefix = torch.cat([prefix, tokens[:, None]], 1)
 
-    return Hypotheses(_read(finished.close(), past, groups, n_best), tree.rows if tree else None)
+    return Hypotheses(_read(finished.best, groups, n_best), tree.rows if tree else None)
 
 
 def _best(total: Tensor, W: int, groups: int, diversity: float, eos_id: int) -> tuple[Tensor, Tensor]:
-    """The 2 W best candidates of each group: total (U, W V) -> scores (U, 2 W), places in (W, V) (U, 2 W), in order."""
-    most = min(2 * W, total.shape[1])
+    """The 2 W best candidates of a group, in order: total (U, w, V) -> scores and places in (w, V), (U, 2 W) each."""
+    U, w, V = total.shape
+    most = min(2 * W, w * V)
     if groups == 1 or not diversity:
-        found = total.topk(most)
+        found = total.flatten(1).topk(most)
         return found.values, found.indices
-    V = total.shape[1] // W
-    taken, places = total.new_zeros(len(total) // groups, V), []
-    for group in total.view(-1, groups, W, V).unbind(1):
+    taken, places = total.new_zeros(U // groups, V), []
+    for group in total.view(-1, groups, w, V).unbind(1):
         found = (group - diversity * taken[:, None]).flatten(1).topk(most)
         token = found.indices.remainder(V)
         on = (token != eos_id) & (found.values > BARRED)
@@ -789,125 +802,138 @@ def _best(total: Tensor, W: int, groups: int, diversity: float, eos_id: int) -> 
         taken.scatter_add_(1, token, on.to(taken.dtype))
         places.append(found.indices)
     index = torch.stack(places, 1).flatten(0, 1)
-    return total.gather(1, index), index
+    return total.flatten(1).gather(1, index), index
 
 
-def _best_of_logits(logits: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`_best` for logits (U W, V) of beams with scores (U, W), and the log-probabilities of the candidates.
+FOLD = 64
+"""Tokens that stand in a column."""
+TOGETHER = 64
+"""Rows that are normalised together, so that they stay in the processor's cache."""
 
-    No more than W + 1 of a beam can be among the W best that go on and the eos that come before them, for a beam has
-    one eos; so no more than these is ever normalised.
+
+SMALL = 2**15
+"""Logits that are compared at once, as fast."""
+
+
+def best_of_logits(logits: Tensor, score: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k best candidates of each unit, or all of them where there are fewer, in order.
+
+    On a CPU the V of each beam are folded into C columns of tokens side by side: the k best stand in the k of the w C
+    columns of a unit with the largest maxima, or in the rest that fills no column.
+
+    Args:
+        logits: (U w, V) of w beams each.
+        score: (U, w) of the beams.
+        k: how many.
+
+    Returns:
+        their scores, their places in (w, V), and the log-probabilities of their tokens, (U, k) each.
     """
-    (U, W), V = score.shape, logits.shape[1]
-    values, tokens = largest(logits, min(W + 1, V))
-    log_probs = (values - logits.logsumexp(-1, keepdim=True)).view(U, -1)
-    total = score.repeat_interleave(values.shape[1], 1) + log_probs
-    best, place = total.topk(min(2 * W, total.shape[1]))
-    index = (V * torch.arange(W, device=logits.device)[:, None] + tokens.view(U, W, -1)).flatten(1).gather(1, place)
-    return best, index, log_probs.gather(1, place)
+    (U, w), V, C = score.shape, logits.shape[1], logits.shape[1] // FOLD
+    size = max(1, TOGETHER // w)
+    if size < U and logits.device.type == "cpu":
+        parts = [
+            best_of_logits(*part, k)
+            for part in zip(torch.split(logits, size * w), torch.split(score, size), strict=True)
+        ]
+        values, places, log_probs = map(torch.cat, zip(*parts, strict=True))
+        return values, places, log_probs
+    own = logits.log_softmax(-1).view(U, w, V)
+    if 4 * k > C or logits.numel() < SMALL or logits.device.type != "cpu":
+        best, index = (own + score[..., None]).flatten(1).topk(min(k, w * V))
+        return best, index, own.flatten(1).gather(1, index)
+    maxima = torch.unflatten(own[..., : C * FOLD], -1, (C, FOLD)).amax(-1) + score[..., None]
+    column = maxima.flatten(1).topk(k, sorted=False).indices
+    start = FOLD * column + column.div(C, rounding_mode="floor") * (V - C * FOLD)
+    index = (start[..., None] + torch.arange(FOLD)).flatten(1)
+    if V > C * FOLD:
+        rest = (V * torch.arange(w)[:, None] + torch.arange(C * FOLD, V)).flatten()
+        index = torch.cat([index, rest.expand(U, -1)], 1)
+    log_probs = own.flatten(1).gather(1, index)
+    best, order = (log_probs + score.gather(1, index.div(V, rounding_mode="floor"))).topk(k)
+    return best, index.gather(1, order), log_probs.gather(1, order)
 
 
-def largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest numbers of each row, in order, and their places: x (N, V) -> (N, k) twice; ``topk``, faster on CPU.
-
-    V is folded into C columns of G: the k largest stand in the k columns with the largest maxima.
-    """
-    G = 64
-    C = x.shape[1] // G
-    if 4 * k > C or x.device.type != "cpu":
-        found = x.topk(k)
-        return found.values, found.indices
-    folded = x[:, : G * C].reshape(-1, G, C)
-    columns = folded.amax(1).topk(k, sorted=False).indices
-    values = folded.gather(2, columns[:, None].expand(-1, G, -1)).flatten(1)
-    places = (C * torch.arange(G)[:, None] + columns[:, None]).flatten(1)
-    if rest := x.shape[1] - G * C:
-        values = torch.cat([values, x[:, G * C :]], 1)
-        places = torch.cat([places, torch.arange(G * C, x.shape[1]).expand(len(x), rest)], 1)
-    best, place = values.topk(k)
-    return best, places.gather(1, place)
+_Text = tuple[Any, ...]
+"""A beginning: the beginning before, its last token and the log-probability of that; () is empty."""
 
 
 class _Finished:
-    """The n-best hypotheses of each group so far: ``best`` (U, n_best, 7), sorted by score.
+    """The n-best hypotheses of each unit so far, the best first.
 
-    Columns: score, log-probability, search score, length, beam that held it before eos, log-probability of eos, whether
-    eos ended it. A score of -inf marks an empty place.
+    Args:
+        limits: (U,) most tokens of each.
+        n_best: how many are kept.
+        length_penalty: what they are ranked by.
     """
 
-    def __init__(self, limits: Tensor, n_best: int, length_penalty: float) -> None:
-        self.all = torch.full((len(limits), n_best, 7), BARRED, dtype=torch.float64, device=limits.device)
-        self.best, self.limits, self.units = self.all, limits, torch.arange(len(limits), device=limits.device)
-        self.cuts = set(limits.tolist())
-        self.length_penalty = length_penalty
-        self.some = False
+    def __init__(self, limits: np.ndarray, n_best: int, length_penalty: float) -> None:
+        self.best: list[list[Hypothesis]] = [[] for _ in limits]
+        self.limits, self.units = limits, np.arange(len(limits))
+        self.worst = np.full(len(limits), BARRED)
+        """Scores (U,) that one more must surpass."""
+        self.n_best, self.length_penalty = n_best, length_penalty
+        self.final = np.maximum(limits, 1.0) ** length_penalty
 
-    def add(self, log_prob: Tensor, search: Tensor, length: int, beam: Tensor, eos: Tensor, which: Tensor,
-            extra: Tensor | None, *, ended: bool) -> None:  # fmt: skip
-        """Enter those hypotheses (U, W) that ``which`` names and that are alive."""
-        self.some = True
-        score = log_prob / math.pow(max(length, 1), self.length_penalty)
-        if extra is not None:
-            score = score + (extra.gather(1, beam) if ended else extra)
-        score = score.masked_fill(~which | (search == BARRED), BARRED)
-        columns = [score, log_prob, search, torch.full_like(score, length), beam, eos, torch.full_like(score, ended)]
-        both = torch.cat([self.best, torch.stack([column.double() for column in columns], -1)], 1)
-        order = both[..., 0].argsort(stable=True, descending=True)[:, : self.best.shape[1], None]
-        self.best = both.gather(1, order.expand(-1, -1, both.shape[2]))
+    def end(self, texts: Sequence[_Text], log_prob: np.ndarray, search: np.ndarray, length: int, parent: np.ndarray,
+            eos: np.ndarray, which: np.ndarray, extra: np.ndarray | None) -> None:  # fmt: skip
+        """Enter the candidates (U, .) that eos ends, ``which`` of the first ones."""
+        w = len(texts) // len(which)
+        for unit, column in zip(*which.nonzero(), strict=True):
+            beam = parent[unit, column]
+            more = 0.0 if extra is None else float(extra[unit, beam])
+            self._add(unit, texts[w * unit + beam], log_prob[unit, column], search[unit, column], length, more,
+                      float(eos[unit, column]))  # fmt: skip
 
-    def cut(self, log_prob: Tensor, search: Tensor, length: int, extra: Tensor | None) -> Tensor:
-        """Enter the live hypotheses of the rows whose limit this length is; the search scores (U, W), barred there."""
-        if length in self.cuts:
-            at_limit = (self.limits == length)[:, None]
-            beams = torch.arange(search.shape[1], device=search.device).expand_as(search)
-            self.add(log_prob, search, length, beams, search, at_limit.expand_as(search), extra, ended=False)
-            search = search.masked_fill(at_limit, BARRED)
-        return search
+    def cut(self, texts: Sequence[_Text], log_prob: np.ndarray, search: np.ndarray, length: int,
+            extra: np.ndarray | None) -> np.ndarray:  # fmt: skip
+        """Enter the beams (U, w) of the units whose limit this length is; the search scores, barred there."""
+        at_limit = self.limits == length
+        if not at_limit.any():
+            return search
+        w = search.shape[1]
+        for unit, beam in itertools.product(at_limit.nonzero()[0], range(w)):
+            more = 0.0 if extra is None else float(extra[unit, beam])
+            self._add(unit, texts[w * unit + beam], log_prob[unit, beam], search[unit, beam], length, more, None)
+        return np.where(at_limit[:, None], BARRED, search)
 
-    def settled(self, log_prob: Tensor, search: Tensor, length: int) -> Tensor:
-        """(U,) whether no live hypothesis (U, W) of this length can still come among the best.
+    def _add(self, unit: int, text: _Text, log_prob: float, search: float, length: int, more: float,
+             eos: float | None) -> None:  # fmt: skip
+        score = float(log_prob) / max(length, 1) ** self.length_penalty + more
+        if search == BARRED or score <= self.worst[unit]:
+            return
+        tokens, log_probs = [], [] if eos is None else [eos]
+        while text:
+            text, token, value = text
+            tokens.append(token)
+            log_probs.append(value)
+        found = Hypothesis(tokens[::-1], log_probs[::-1], float(log_prob), float(search), score, eos is not None)
+        best = self.best[self.units[unit]]
+        bisect.insort(best, found, key=lambda one: -one.score)
+        del best[self.n_best :]
+        if len(best) == self.n_best:
+            self.worst[unit] = best[-1].score
+
+    def settled(self, log_prob: np.ndarray, search: np.ndarray, length: int) -> np.ndarray:
+        """(U,) whether no live hypothesis (U, w) of this length can still come among the best.
 
         Log-probabilities only fall, and a sum below 0 is divided by most at the greatest length if the penalty is
         positive, at the least if it is negative. What a bonus adds is at most 0.
         """
-        final = self.limits.double() if self.length_penalty >= 0 else torch.full_like(log_prob[:, 0], length + 1)
-        reach = log_prob.masked_fill(search == BARRED, BARRED).amax(1) / final.clamp(min=1) ** self.length_penalty
-        return self.best[:, -1, 0] >= reach
+        final = self.final if self.length_penalty >= 0 else (length + 1) ** self.length_penalty
+        reach: np.ndarray = np.where(search > BARRED, log_prob, BARRED).max(1) / final
+        return self.worst >= reach
 
-    def narrow(self, units: Tensor) -> None:
-        """Go on with some of the units alone, their places (U',)."""
-        self.close()
-        self.best, self.limits, self.units = (leaf[units] for leaf in (self.best, self.limits, self.units))
-
-    def close(self) -> Tensor:
-        """The n-best of all units there were."""
-        self.all = self.all.index_copy(0, self.units, self.best)
-        return self.all
+    def narrow(self, kept: np.ndarray) -> None:
+        """Go on with some of the units alone, those that ``kept`` (U,) names."""
+        self.limits, self.units, self.worst, self.final = (
+            leaf[kept] for leaf in (self.limits, self.units, self.worst, self.final)
+        )
 
 
-def _read(best: Tensor, past: Sequence[tuple[Tensor, ...]], groups: int, n_best: int) -> list[list[Hypothesis]]:
-    """Follow the beams back from each hypothesis of ``best`` (U, n_best, 7)."""
-
-    def spread(units: Tensor, leaf: Tensor) -> Tensor:
-        return leaf if len(units) == len(best) else leaf.new_zeros(len(best), leaf.shape[1]).index_copy(0, units, leaf)
-
-    steps = [[spread(units, leaf) for leaf in leaves] for units, *leaves in past]
-    parents, tokens, log_probs = (
-        (torch.stack(leaves).tolist() for leaves in zip(*steps, strict=True)) if past else [[]] * 3
-    )
-    found: list[list[Hypothesis]] = []
-    for unit, entries in enumerate(best.tolist()):
-        if unit % groups == 0:
-            found.append([])
-        for score, log_prob, search_score, length, beam, eos, ended in entries:
-            if score == BARRED:
-                continue
-            text, each, beam = [], [eos] if ended else [], int(beam)
-            for place in reversed(range(int(length - ended))):
-                text.append(tokens[place][unit][beam])
-                each.append(log_probs[place][unit][beam])
-                beam = parents[place][unit][beam]
-            found[-1].append(Hypothesis(text[::-1], each[::-1], log_prob, search_score, score, bool(ended)))
+def _read(best: Sequence[Sequence[Hypothesis]], groups: int, n_best: int) -> list[list[Hypothesis]]:
+    """The hypotheses of each source row from those of its groups."""
+    found = [[one for unit in best[first : first + groups] for one in unit] for first in range(0, len(best), groups)]
     # Two groups may find the same text.
     distinct = [{(tuple(one.tokens), one.finished): one for one in reversed(row)}.values() for row in found]
     return [sorted(row, key=lambda one: -one.score)[:n_best] for row in distinct]
@@ -921,7 +947,7 @@ class _Tree:
         self.groups, self.W = groups, W
         self._nodes: list[list[int]] = [[-1] * W for _ in range(B * groups)]
 
-    def add(self, *columns: Tensor) -> None:
+    def add(self, *columns: np.ndarray) -> None:
         """One step: parent, token, log-probability of it, of all, search score and end of the candidates (U, 2 W)."""
         lists = [column.tolist() for column in columns]
         for row, steps in enumerate(self.rows):

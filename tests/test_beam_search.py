@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.testing import assert_close
 
 from seqapp.decoding import (
     Bias,
@@ -25,9 +26,9 @@ from seqapp.decoding import (
     RepetitionPenalty,
     UsePenalty,
     beam_search,
+    best_of_logits,
     forbid,
     generate,
-    largest,
     reorder,
 )
 
@@ -368,6 +369,17 @@ def test_reorder_takes_rows_of_every_leaf() -> None:
     assert nothing == ()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_logits_of_any_format_are_searched(dtype: torch.dtype) -> None:
+    model = model_of(4, 3, sources=2, spread=4.0)
+    other = Model(model.logits.to(dtype))
+    for processors in ([], [MinimumLength(EOS, 1)]):
+        for found, expected in zip(other.search([0, 1], 3, 3, processors=processors).rows,
+                                   model.search([0, 1], 3, 3, processors=processors).rows, strict=True):  # fmt: skip
+            assert whole(found[0]) == whole(expected[0])
+            assert found[0].log_prob == pytest.approx(expected[0].log_prob, abs=0.1)
+
+
 def test_nan_is_named() -> None:
     model = model_of(3, 3, sources=2)
     model.logits[1, 0] = math.nan
@@ -486,44 +498,54 @@ def test_rows_that_end_apart_are_searched_as_if_alone_narrowed_or_not(
             assert [whole(one) for one in alone] == [text for _, text in expected]
 
 
-def test_a_step_is_narrowed_once_a_quarter_of_its_rows_is_done() -> None:
-    model = model_of(3, 5, sources=8, spread=0.3)
-    step, carry, tokens = bind(model, range(8), 2)
-    # Too few to end by themselves: the limits decide. Of 8 rows 7, then 6, 5 and 2 are left, and the last one ends.
-    beam_search(step, carry, tokens, eos_id=EOS, beam_size=2, max_steps=[5, 1, 2, 3, 5, 4, 4, 4], length_penalty=-4,
+def test_a_step_is_narrowed_to_the_rows_that_are_searched() -> None:
+    model = model_of(3, 5, sources=6, spread=0.3)
+    step, carry, tokens = bind(model, range(6), 2)
+    # Too few to end by themselves: the limits decide.
+    beam_search(step, carry, tokens, eos_id=EOS, beam_size=2, max_steps=[5, 1, 2, 5, 4, 4], length_penalty=-4,
                 n_best=2, processors=[MinimumLength(EOS, 5)])  # fmt: skip
-    assert step.taken == [[0, 3, 4, 5, 6, 7], [0, 2]]
+    assert step.taken == [[0, 2, 3, 4, 5], [0, 2, 3, 4], [0, 1]]
 
 
 @settings(max_examples=150)
 @given(
     seed=st.integers(0, 10**6),
-    rows=st.integers(0, 3),
+    units=st.one_of(st.integers(1, 3), st.integers(10, 40)),
+    beams=st.integers(1, 9),
     size=st.one_of(st.integers(1, 600), st.integers(600, 3000), st.sampled_from([256, 320, 1024, 2048])),
-    share=st.one_of(st.integers(1, 12), st.floats(0.9, 1.0)),
-    kind=st.sampled_from(["normal", "few values", "mostly -inf", "all -inf"]),
+    k=st.integers(1, 18),
+    kind=st.sampled_from(["normal", "few values", "mostly -inf", "first beam alone"]),
 )
-def test_largest_is_topk(seed: int, rows: int, size: int, share: float, kind: str) -> None:
+def test_the_best_of_logits_are_the_best_of_all_sums(
+    seed: int, units: int, beams: int, size: int, k: int, kind: str
+) -> None:
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, size, generator=generator)
+    logits = torch.randn(units * beams, size, generator=generator)
+    score = torch.randn(units, beams, generator=generator)
     if kind == "few values":
-        x = x.round()
-    elif kind.endswith("-inf"):
-        barred = torch.rand(rows, size, generator=generator) < (0.995 if kind == "mostly -inf" else 1.1)
-        x = x.masked_fill(barred, NEVER)
-    k = max(1, min(size, share if isinstance(share, int) else round(share * size)))
-    values, places = largest(x, k)
-    assert torch.equal(values, x.topk(k).values)
-    assert torch.equal(x.gather(1, places), values)
-    assert all(len(set(row)) == k for row in places.tolist())
+        logits, score = logits.round(), score.round()
+    elif kind == "mostly -inf":
+        barred = torch.rand(logits.shape, generator=generator) < 0.995
+        logits = logits.masked_fill(barred.index_fill_(1, torch.tensor([size - 1]), False), NEVER)
+    elif kind == "first beam alone":
+        score[:, 1:] = NEVER
+    best, places, log_probs = best_of_logits(logits, score, k)
+    own = logits.log_softmax(-1).view(units, beams, size)
+    sums = (own + score[..., None]).flatten(1)
+    assert_close(best, sums.topk(min(k, beams * size)).values, atol=0, rtol=1e-6)
+    assert_close(sums.gather(1, places), best, atol=0, rtol=1e-6)
+    assert_close(own.flatten(1).gather(1, places), log_probs, atol=0, rtol=1e-6)
+    assert all(len(set(row)) == len(row) for row in places.tolist())
 
 
-def test_largest_shows_nan() -> None:
-    x = torch.randn(2, 1000)
-    x[1, 999] = x[0, 3] = math.nan
-    values, places = largest(x, 2)
-    assert values[:, 0].isnan().all()
-    assert places[:, 0].tolist() == [3, 999]
+@pytest.mark.parametrize("place", [3, 1279, 1299])
+def test_the_best_of_logits_show_nan(place: int) -> None:
+    logits = torch.randn(6, 1300)
+    logits[4, place] = math.nan
+    best, places, _ = best_of_logits(logits, torch.zeros(3, 2), 4)
+    assert best[2, 0].isnan()
+    assert places[2, 0] < 1300
+    assert best[:2].isfinite().all()
 
 
 @pytest.mark.parametrize("seed", range(5))

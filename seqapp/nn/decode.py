@@ -8,14 +8,16 @@ where there are several rows, faster still from a copy in its own order, which m
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+from torch.utils.weak import WeakIdKeyDictionary
 
-from seqapp.nn.attention import Memory
+from seqapp.nn.attention import Attention, Dot, General, Memory
 from seqapp.nn.cells import GRU, LSTM, GRUResetAfter, LSTMLinearOutput
 from seqapp.nn.decoder import AttentionDecoder
 from seqapp.nn.heads import Head, LinearHead
@@ -34,17 +36,48 @@ _PACKED_FOR = 8
 """Rows that the copy's order is made for; it serves any number."""
 
 
-def product(weight: Tensor, bias: Tensor | None, rows: int) -> Product:
-    """x (N, I) -> ``linear(x, weight, bias)`` for N = ``rows``, of the weight (O, I) as it stands now."""
-    worth = rows * weight.numel() >= _WORTH_ONEDNN
-    if not (_ONEDNN and worth and weight.device.type == "cpu" and weight.dtype == torch.float32):
-        return lambda x: linear(x, weight, bias)
-    weight = weight.detach()
-    if rows > 1:
-        weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR)
+_KEPT: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""By a weight that no training changes: its packed copies, as long as it lives. Making one costs several steps."""
+
+
+def _packed(weights: Sequence[Tensor], part: slice) -> Tensor:
+    """The part of the rows of weights (O, I) side by side, in the other library's order, as the weights stand now."""
+
+    def pack() -> Tensor:
+        joined = torch.cat([weight.detach()[part] for weight in weights], 1)
+        return cast(Tensor, torch.ops.mkldnn._reorder_linear_weight(joined, _PACKED_FOR))
+
+    # A version does not tell what fused optimizers and `.data` change, so what may be trained is packed each time.
+    if any(weight.requires_grad or weight.is_inference() for weight in weights):
+        return pack()
+    versions, of, key = [weight._version for weight in weights], weights[1:], (part.start, part.stop, len(weights))
+    kept = _KEPT.setdefault(weights[0], {})  # type: ignore[no-untyped-call]
+    packed, others, before = kept.get(key, (None, (), ()))
+    if packed is None or not all(map(operator.is_, others, of)) or before != versions:
+        packed = pack()
+        kept[key] = packed, of, versions
+    return cast(Tensor, packed)
+
+
+def product(weight: Tensor | Sequence[Tensor], bias: Tensor | None, rows: int, part: slice = slice(None)) -> Product:
+    """x (N, I) -> ``linear(x, weight, bias)`` for N = ``rows``, of the weight (O, I) as it stands now.
+
+    Args:
+        weight: or several, whose inputs stand side by side in x.
+        bias: of the outputs, or None.
+        rows: N.
+        part: which outputs are wanted.
+    """
+    weights = [weight] if isinstance(weight, Tensor) else list(weight)
+    like, size = weights[0], sum(own[part].numel() for own in weights)
+    if not (_ONEDNN and rows * size >= _WORTH_ONEDNN and like.device.type == "cpu" and like.dtype == torch.float32):
+        joined = like[part] if len(weights) == 1 else torch.cat([own[part] for own in weights], 1)
+        return lambda x: linear(x, joined, bias)
+    # One row reads a packed copy no faster than the weight itself.
+    ready = like.detach()[part] if len(weights) == 1 and rows == 1 else _packed(weights, part)
 
     def multiply(x: Tensor) -> Tensor:
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), ready, bias, "none", [], "")
         return result
 
     return multiply
@@ -82,11 +115,12 @@ def fast_decoder(decoder: AttentionDecoder, rows: int) -> AdvanceDecoder:
     lower_step = fast_step(decoder.lower, rows)
     upper_step = None if decoder.upper is None else fast_step(decoder.upper, rows)
     combine = product(decoder.combine.weight, decoder.combine.bias, rows)
+    look = _attention(decoder.attention)
 
     def step(carry: Carry, x: Tensor, memory: Memory) -> tuple[Carry, Tensor, Tensor]:
         lower, upper, fed = carry
         lower, h = lower_step(lower, torch.cat([x, fed], -1) if decoder.input_feeding else x)
-        context, weights = decoder.attention(h.view(len(memory[0]), -1, h.shape[1]), memory)
+        context, weights = look(h.view(len(memory[0]), -1, h.shape[1]), memory)
         context = context.reshape(len(h), -1)
         joined = torch.cat([h, context], -1)
         if decoder.norm is not None:
@@ -100,6 +134,25 @@ def fast_decoder(decoder: AttentionDecoder, rows: int) -> AdvanceDecoder:
         return (lower, upper, y if decoder.input_feeding else fed), y, weights.reshape(len(h), -1)
 
     return step
+
+
+def _attention(attention: Attention) -> Callable[[Tensor, Memory], tuple[Tensor, Tensor]]:
+    """As ``attention.forward``; a memory is masked once, by what is added to its scores, and not at every step."""
+    if type(attention) not in (Dot, General):
+        return attention
+    seen, bias = torch.empty(0), torch.empty(0)
+
+    def look(query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        nonlocal seen, bias
+        keys, values, mask = memory
+        if keys.dtype not in (torch.float32, torch.float64):
+            return cast(tuple[Tensor, Tensor], attention(query, memory))
+        if mask is not seen:
+            seen, bias = mask, keys.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)[:, None]
+        weights = torch.baddbmm(bias, query, keys.transpose(1, 2)).softmax(-1)
+        return torch.bmm(weights, values), weights
+
+    return look
 
 
 def _stack(stack: Stack, rows: int) -> Advance:
@@ -118,12 +171,12 @@ def _stack(stack: Stack, rows: int) -> Advance:
 
 
 def _lstm(layer: LSTM, rows: int) -> Advance:
-    V, W = product(layer.V, layer.b, rows), product(layer.W, None, rows)
+    VW = product([layer.V, layer.W], layer.b, rows)
     H, squash = layer.hidden_size, layer.squash
 
     def step(carry: tuple[Tensor, Tensor], x: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         h, c = carry
-        z = W(h).add_(V(x))
+        z = VW(torch.cat([x, h], 1))
         g = z[:, 2 * H : 3 * H].tanh()
         i, f, _, o = z.sigmoid_().chunk(4, -1)
         c = torch.addcmul(f * c, i, g)
@@ -135,8 +188,8 @@ def _lstm(layer: LSTM, rows: int) -> Advance:
 
 def _gru(layer: GRU, rows: int) -> Advance:
     H = layer.hidden_size
-    V, W = product(layer.V, layer.b, rows), product(layer.W[: 2 * H], None, rows)
-    W_n = product(layer.W[2 * H :], None, rows)
+    V, W = product(layer.V, layer.b, rows), product(layer.W, None, rows, slice(2 * H))
+    W_n = product(layer.W, None, rows, slice(2 * H, None))
 
     def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         z = V(x)

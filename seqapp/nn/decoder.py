@@ -96,13 +96,18 @@ class AttentionDecoder(nn.Module):
         return self._read_out(joined), weights, (lower, upper, fed)
 
     def _scan(self, x: Tensor, lengths: Tensor | None, carry: Carry, memory: Memory) -> tuple[Tensor, Tensor, Carry]:
-        outputs, weights = [], []
+        outputs, weights, carries = [], [], []
         mask = self._mask(x)
-        for t, now in enumerate(zero_padding(x, lengths).unbind(1)):
-            new, y, weight = self._advance(carry, now, memory, mask)
-            carry = new if lengths is None else select(t < lengths, new, carry)
+        for now in zero_padding(x, lengths).unbind(1):
+            carry, y, weight = self._advance(carry, now, memory, mask)
             outputs.append(y)
             weights.append(weight)
+            carries.append(carry)
+        # Rows go on past their ends, where nobody looks: choosing each row's carry afterwards costs less than freezing
+        # it at every step.
+        if lengths is not None:
+            for end in torch.unique(lengths).tolist():
+                carry = select(lengths == end, carries[end - 1], carry)
         return torch.stack(outputs, 1), torch.stack(weights, 1), carry
 
     def _mask(self, x: Tensor) -> Tensor:
