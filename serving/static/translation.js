@@ -115,7 +115,7 @@ function show(answer, request) {
   $("others").replaceChildren(...others.map((text) => element("li", "", text)));
   sentences = answer.sentences;
   $("sentences").replaceChildren(...sentences.map(sentence));
-  look(0);
+  if (sentences.length) look(0);
 }
 
 async function translate() {
