@@ -1,7 +1,7 @@
 """Quality of translation configs over several seeds, with two simple methods on the same splits beside them.
 
-    python benchmarks/translation.py configs/translation/multi30k-lstm.yaml configs/translation/multi30k-none.yaml \
-        --seeds 1 2 --jobs 2
+    python benchmarks/translation.py configs/translation/multi30k-lstm.yaml --seeds 1 2 --jobs 2 \
+        --beside configs/translation/multi30k-none.yaml
 
 Weights are chosen by validation BLEU; the test split is read once per run. All figures are of beam search as the
 config says, whose size is reported. With several configs BLEU by sentence length is drawn side by side. Runs are
@@ -95,6 +95,7 @@ def together(bundles: list[str], splits: Splits[SentencePair]) -> dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("configs", type=Path, nargs="+")
+    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="configs of which the first seed is enough")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="for all configs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once, the threads shared out")
@@ -110,15 +111,15 @@ def main() -> None:
     connect()  # makes the tracking database, which two processes cannot do at once
     threads = max(1, torch.get_num_threads() // arguments.jobs)
     overrides: list[str] = arguments.set
+    planned = dict.fromkeys(arguments.configs, arguments.seeds)
+    planned |= dict.fromkeys(arguments.beside, arguments.seeds[:1])
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         waiting = {
-            path.stem: [
-                pool.submit(run_seed, path, overrides, seed, threads, arguments.keep) for seed in arguments.seeds
-            ]
-            for path in arguments.configs
+            path.stem: [pool.submit(run_seed, path, overrides, seed, threads, arguments.keep) for seed in seeds]
+            for path, seeds in planned.items()
         }
         runs = {name: [one.result() for one in seeds] for name, seeds in waiting.items()}
-    resolved = [config.load(path, overrides, sections=SECTIONS) for path in arguments.configs]
+    resolved = [config.load(path, overrides, sections=SECTIONS) for path in planned]
     splits = SOURCES.build(resolved[0]["data"])
     models = {}
     for name, part in zip(runs, resolved, strict=True):
