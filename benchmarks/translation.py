@@ -50,7 +50,7 @@ def run_seed(path: Path, overrides: list[str], seed: int, threads: int, keep: Pa
             return run
     torch.set_num_threads(threads)
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {path.stem} {seed}: %(message)s", datefmt="%H:%M:%S")
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     trained = train(path, [*overrides, f"train.seed={seed}"], register=False, progress=False)
     measured = json.loads((trained.bundle / "metrics.json").read_text(encoding="utf-8"))
     run = {
@@ -59,7 +59,7 @@ def run_seed(path: Path, overrides: list[str], seed: int, threads: int, keep: Pa
         "threads": threads,
         "seconds": trained.seconds,
         "whole_seconds": time.perf_counter() - began,
-        "cpu_seconds": time.process_time(),
+        "cpu_seconds": time.process_time() - worked,
         "scores": trained.scores,
         "by_length": measured["translation"]["test"]["by_length"],
         "definitions": measured["translation"]["test"]["definitions"],

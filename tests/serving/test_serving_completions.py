@@ -600,7 +600,7 @@ def test_the_page_shows_requests_that_are_accepted_and_the_limits_that_hold(
     writers: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
-    bodies = re.findall(r"^  -d '(.*)'$", page, flags=re.MULTILINE)
+    bodies = [body for body in re.findall(r"^  -d '(.*)'$", page, flags=re.MULTILINE) if '"prompt"' in body]
     assert len(bodies) == 3
     for name in Settings.model_fields:
         monkeypatch.delenv(f"SEQAPP_{name.upper()}", raising=False)
@@ -610,7 +610,16 @@ def test_the_page_shows_requests_that_are_accepted_and_the_limits_that_hold(
     limits = re.findall(r"^\| `SEQAPP_(\w+)` \| (\d+)", page, flags=re.MULTILINE)
     assert {name.lower(): int(value) for name, value in limits} == {
         name: getattr(Settings(), name)
-        for name in ("max_items", "max_characters", "max_completions", "max_tokens", "max_beam_tokens", "max_logprobs")
+        for name in (
+            "max_items",
+            "max_characters",
+            "max_completions",
+            "max_tokens",
+            "max_beam_tokens",
+            "max_logprobs",
+            "max_beam_characters",
+            "max_attention_characters",
+        )
     }
     shown = set(re.findall(r"`(\w+)`", page[page.index("| field |") : page.index("`user` is taken")]))
     assert CompletionRequest.model_fields.keys() - {"user", "suffix"} <= shown

@@ -58,7 +58,10 @@ def test_a_model_that_no_route_answers_is_refused(tiny: Path, tmp_path: Path) ->
     live = go_live([str(path), str(tiny)], threads=1, tasks=ANSWERED)
     assert [model.id for model in live] == ["tiny"]
     assert [(one.reference, one.reason) for one in live.refused] == [
-        (str(path), "no HTTP route answers the task 'memory', only generation, sentiment; `seqapp predict` does")
+        (
+            str(path),
+            "no HTTP route answers the task 'memory', only generation, sentiment, translation; `seqapp predict` does",
+        )
     ]
     live.close()
 
