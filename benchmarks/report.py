@@ -220,7 +220,7 @@ def _translation(name: str, record: dict[str, Any]) -> list[str]:
             cells = [_about([counted["scores"][split][score]]) for score in names]
             lines.append(f"| {split} | {counted['name']} | | {' | '.join(cells)} | {counted['seconds']:.0f} s |")
     signatures = "; ".join(f"{score}: `{text}`" for score, text in record["definitions"].items())
-    parts = [f"{record['data']}. Definitions: {signatures}.".replace("|", "\\|"), "\n".join(lines)]
+    parts = [f"{record['data']}. Definitions: {signatures}.", "\n".join(lines)]
     picture = ROOT / "docs" / "images" / f"bleu-by-{name.replace('translation', 'length')}.png"
     if len(record["models"]) > 1 and picture.is_file():
         parts.append(f"![BLEU over the length of the source, model by model](images/{picture.name})")
