@@ -244,7 +244,7 @@ def baseline(path: str | Path, overrides: Sequence[str] = ()) -> list[BaselineRe
             for split, scores in result.scores.items():
                 prefix = "best_validation" if split == "validation" else split
                 logged |= {f"{prefix}/{key}": value for key, value in scores.items()}
-                logged[f"{split}/examples"] = len(getattr(splits, split))
+                logged[f"{split}/examples"] = len(splits.all()[split])
             tracking.log_metrics(run_id, logged)
             tracking.finish(run_id)
         results.append(result)

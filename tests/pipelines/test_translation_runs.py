@@ -11,6 +11,7 @@ import pytest
 
 from pipelines import translate as translation
 from pipelines.run import Trained
+from pipelines.run import baseline as run_baselines
 from seqapp import bundle
 from seqapp.data.pairs import SentencePair
 from seqapp.data.splits import SOURCES, Splits
@@ -224,5 +225,8 @@ def test_further_test_splits_are_reported_by_themselves(world: World, monkeypatc
     logged = world.history(found.run_id)
     assert logged["odd/bleu"][0][1] == found.scores["odd"]["bleu"]
     assert logged["odd/examples"] == [(0, 10)]
+    # The simple methods are measured on them, too.
+    for result in run_baselines("twice.yaml"):
+        assert set(result.scores) == {"validation", "test", "odd"}
     # A network without attention has no pictures of it.
     assert not world.client.list_artifacts(found.run_id, "attention")
