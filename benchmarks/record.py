@@ -16,7 +16,9 @@ SOURCE = source_tags()  # when the measuring starts, not when it ends
 
 def write(name: str, figures: dict[str, Any]) -> Path:
     """``figures`` as benchmarks/results/NAME.json, with where they come from."""
-    command = " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    # Where something lies on one machine tells nobody anything.
+    arguments = [f".../{Path(word).name}" if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    command = " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *arguments])
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     record = {"command": command, "date": date, "source": SOURCE, "machine": machine(), **figures}
     RESULTS.mkdir(exist_ok=True)
