@@ -102,7 +102,9 @@ class Sentence(BaseModel):
     finished: bool = Field(description="whether the model ended it; else it was cut at the most tokens")
     alternatives: list[Alternative] = Field(default=[], description="the next best, the best first")
     source_tokens: list[str] | None = Field(default=None, description="with return_attention; <eos> is the last")
-    target_tokens: list[str] | None = Field(default=None, description="with return_attention; <eos> is the last")
+    target_tokens: list[str] | None = Field(
+        default=None, description="with return_attention; <eos> is the last if the translation is finished"
+    )
     attention: list[list[float]] | None = Field(
         default=None,
         description="with return_attention, of a model that has attention: a row for each target token, a number for "

@@ -158,6 +158,12 @@ def test_copies_are_narrowed_and_counted_with_their_source(name: str) -> None:
         assert_close(carry[1], weights.sum(1) + (source == PAD), check_dtype=False)
 
 
+@pytest.mark.parametrize("more", [{"bridge": True}, {"attention": {"kind": "none"}}])
+def test_merged_outputs_start_no_decoder_and_sum_up_no_source(more: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="merge: concat fits"):
+        build("merged", **more)
+
+
 @pytest.mark.parametrize(
     "network",
     [
@@ -174,7 +180,7 @@ def test_a_bridge_starts_every_state_and_leaves_masks_alone(network: dict[str, A
     layer = RECURRENT.build(network, input_size=4).train()
     bridge, summary = Bridge(5, layer), torch.randn(50, 5)
     states: list[Tensor] = []
-    started = bridge(summary, layer)
+    started = bridge(summary, layer, layer.initial_carry(50, summary))
     layer.map_state(lambda leaf: states.append(leaf) or leaf, started)  # type: ignore[func-returns-value]
     kinds = str(network)
     assert len(states) == 2 * kinds.count("lstm") + kinds.count("gru")
@@ -270,7 +276,7 @@ def test_forcing_goes_by_the_progress_of_the_training_and_ends_with_it() -> None
         model.progress = progress
         assert torch.allclose(model.train()(*given[:3], given[4])[0], expected) is same
         assert torch.equal(model.eval()(*given[:3], given[4])[0], expected)
-    assert build("general").forcing is None
+    assert build("general").forcing(0.5) == 1.0  # type: ignore[misc]
 
 
 def test_bfloat16_is_close(name: str) -> None:

@@ -22,7 +22,7 @@ from seqapp.nn.decode import fast_decoder, fast_logits
 from seqapp.nn.decoder import AttentionDecoder
 from seqapp.nn.dropout import LockedDropout
 from seqapp.nn.heads import HEADS, Head
-from seqapp.nn.recurrent import ENCODERS, RECURRENT, Carry, Encoder, Recurrent, gather, map_carry, valid_mask
+from seqapp.nn.recurrent import ENCODERS, RECURRENT, Carry, Encoder, Recurrent, map_carry, valid_mask
 from seqapp.nn.teaching import RATES, Rate
 from seqapp.registry import Probability, Size, Spec
 
@@ -55,10 +55,9 @@ class Bridge(nn.Module):
                              "false fits")  # fmt: skip
         self.project = nn.Linear(summary_size, sum(self.sizes))
 
-    def forward(self, summary: Tensor, network: Recurrent[Any]) -> Carry:
-        """summary (B, Z) -> the carry of ``network`` to start from."""
+    def forward(self, summary: Tensor, network: Recurrent[Any], fresh: Carry) -> Carry:
+        """summary (B, Z) and the carry of ``network`` before anything -> the carry to start from."""
         states = iter(torch.split(torch.tanh(self.project(summary)), self.sizes, 1))
-        fresh = network.initial_carry(len(summary), summary)
         return network.map_state(lambda leaf: next(states) if leaf.dim() == 2 else leaf, fresh)
 
 
@@ -80,6 +79,9 @@ class Translator(nn.Module):
         output_dropout: share of the read-out dropped, the same ones at every step of a row.
         layer_norm: normalise the encoder's outputs.
         forcing: how often training reads the right token before, as training goes on; None always.
+
+    Raises:
+        ValueError: if the bridge or the attention asks for outputs that have read the whole row, and none can be told.
     """
 
     def __init__(
@@ -99,6 +101,11 @@ class Translator(nn.Module):
         forcing: Rate | None = None,
     ) -> None:
         super().__init__()
+        if not encoder.has_last and (bridge or not decoder.attention.aligned):
+            raise ValueError(
+                "encoder: its merged outputs do not tell which have read the whole row, which a bridge and attention: "
+                "none ask for; merge: concat fits, or bridge: false with an attention"
+            )
         self.source_embedding, self.encoder = source_embedding, encoder
         self.decoder, self.target_embedding, self.head = decoder, target_embedding, head
         self.bridge = Bridge(encoder.output_size, decoder.lower) if bridge else None
@@ -157,16 +164,13 @@ class Translator(nn.Module):
         if self.memory_norm is not None:
             y = self.memory_norm(y)
         dropped = self.memory_dropout(y)
-        mask = valid_mask(lengths, y.shape[1])
-        memory = self.decoder.attention.prepare(dropped, mask, self._summary(dropped, lengths))
+        summary = None if self.aligned else self.encoder.last(dropped, lengths)
+        memory = self.decoder.attention.prepare(dropped, valid_mask(lengths, y.shape[1]), summary)
         carry = self.decoder.initial_carry(len(source), y)
         if self.bridge is not None:
-            carry = (self.bridge(self._summary(y, lengths), self.decoder.lower), *carry[1:])
+            lower, *rest = carry
+            carry = (self.bridge(self.encoder.last(y, lengths), self.decoder.lower, lower), *rest)
         return memory, carry
-
-    def _summary(self, y: Tensor, lengths: Tensor) -> Tensor:
-        """The encoder's outputs (B, S, M) that have read the whole row: (B, Z)."""
-        return self.encoder.last(y, lengths) if self.encoder.has_last else gather(y, lengths)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return cast(Tensor, self.target_dropout(self.target_embedding(tokens)))
@@ -293,18 +297,12 @@ def build_translator(
     looking = ATTENTIONS.build(
         attention, query_size=lower.output_size, memory_size=reader.output_size, summary_size=reader.output_size
     )
-    if not reader.has_last and (bridge or not looking.aligned):
-        raise ValueError(
-            "encoder: its merged outputs do not tell which have read the whole row, which a bridge and attention: none "
-            "ask for; merge: concat fits, or bridge: false with an attention"
-        )
     above = None
     if upper is not None:
         above = RECURRENT.build(upper, input_size=lower.output_size + looking.output_size)
     output = HEADS.build(head, input_size=size, classes=vocabulary_size)
     if tied != "none":
         output.tie(target_embedding.weight)
-    rate = None if forcing == {"kind": "constant", "rate": 1.0} else RATES.build(forcing)
     return Translator(
         source_embedding,
         reader,
@@ -325,7 +323,7 @@ def build_translator(
         memory_dropout=memory_dropout,
         output_dropout=output_dropout,
         layer_norm=layer_norm,
-        forcing=rate,
+        forcing=RATES.build(forcing),
     )
 
 

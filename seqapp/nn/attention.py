@@ -36,13 +36,13 @@ class Attention(nn.Module, ABC):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
 
-    def prepare(self, y: Tensor, mask: Tensor, summary: Tensor) -> Memory:
+    def prepare(self, y: Tensor, mask: Tensor, summary: Tensor | None = None) -> Memory:
         """What is computed once for a source.
 
         Args:
             y: the encoder's outputs, (B, S, M).
             mask: (B, S), True where valid, at least once in a row.
-            summary: what the encoder says of the whole row, (B, Z).
+            summary: what the encoder says of the whole row, (B, Z), for a kind that is not aligned.
         """
         # Where a weight is 0, NaN would still be NaN, and so would a gradient.
         y = y.masked_fill(~mask[..., None], 0)
@@ -238,7 +238,8 @@ class Summary(Attention):
         super().__init__()
         self.output_size = summary_size
 
-    def prepare(self, y: Tensor, mask: Tensor, summary: Tensor) -> Memory:
+    def prepare(self, y: Tensor, mask: Tensor, summary: Tensor | None = None) -> Memory:
+        assert summary is not None
         one = summary[:, None]
         return one, one, mask.new_ones(len(mask), 1)
 

@@ -97,7 +97,7 @@ class AttentionDecoder(nn.Module):
 
     def _scan(self, x: Tensor, lengths: Tensor | None, carry: Carry, memory: Memory) -> tuple[Tensor, Tensor, Carry]:
         outputs, weights, carries = [], [], []
-        mask = self._mask(x)
+        mask = self._mask(x) if self.training else None
         for now in zero_padding(x, lengths).unbind(1):
             carry, y, weight = self._advance(carry, now, memory, mask)
             outputs.append(y)

@@ -242,6 +242,18 @@ def test_label_smoothing_holds_in_training_only() -> None:
     assert not torch.isclose(head.eval().loss(x, targets), smoothed)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_full_loss_and_its_gradients_are_those_of_torch(smoothing: float) -> None:
+    head = HEADS.build({"kind": "full", "label_smoothing": smoothing}, input_size=5, classes=13).double().train()
+    x, targets, weights = torch.randn(11, 5, dtype=torch.double), torch.randint(13, (11,)), torch.rand(11).double()
+    x.requires_grad_()
+    inputs = [x, *head.parameters()]
+    ours = head.losses(x, targets)
+    theirs = torch.nn.functional.cross_entropy(head.logits(x), targets, reduction="none", label_smoothing=smoothing)
+    assert_close(ours, theirs)
+    assert_close(torch.autograd.grad(ours @ weights, inputs), torch.autograd.grad(theirs @ weights, inputs))
+
+
 def test_a_head_without_frequencies_says_so_or_starts_from_none(name: str) -> None:
     head, (x, targets, previous) = build(name, fitted=False).train(), rows()
     if ROWS[name].get("proposal", "unigram") in ("unigram", "bigram") and head.sparse and "target" not in name:
