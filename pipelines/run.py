@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import shutil
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +18,33 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar, WeightAveraging
 from pytorch_lightning.loggers import MLFlowLogger
-from torch import nn
 
 from pipelines import figures, tracking
 from pipelines.baselines import BASELINES, BaselineResult, run_baseline
-from pipelines.card import intervals, model_card, network_of
+from pipelines.card import intervals, model_card
 from pipelines.data import Data
 from pipelines.dynamic import dynamic_scores
-from pipelines.module import Learner, Reader, running_average
+from pipelines.folder import open_run, write_state
+from pipelines.measure import measure
+from pipelines.module import Learner, running_average
 from pipelines.options import SECTIONS, Training
+from pipelines.publish import confusions, publish, translations
 from pipelines.tracking import Stopped
 from pipelines.watch import RecurrentWatch, Samples
 from seqapp import bundle, config, metrics
 from seqapp.bundle import Bundle
 from seqapp.data.splits import SOURCES, Splits
 from seqapp.errors import BundleError, ConfigError, DataError, SeqappError
-from seqapp.metrics import Confusion, Metric
 from seqapp.models.language_model import LanguageModel
 from seqapp.nn.recurrent import NotFinite
 from seqapp.references import connect, tracking_uri
 from seqapp.registry import InvalidOption
 from seqapp.tasks import TASKS, InputError, Task
-from seqapp.tasks.translation import Translation
-from seqapp.translation_scores import Translations
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 
 RUNS = Path("runs")
-STATE = "state.json"
 GOLDEN = 8
 
 
@@ -74,6 +70,8 @@ def train(
     register: bool = True,
     progress: bool = True,
     runs: Path = RUNS,
+    tags: Mapping[str, str] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Trained:
     """Train what a config describes, log it to MLflow, write the bundle and register it.
 
@@ -84,6 +82,8 @@ def train(
         register: make a new version in the model registry.
         progress: draw progress bars.
         runs: where checkpoints and bundles are kept, a folder a run.
+        tags: further ones of the MLflow run, such as ``mlflow.parentRunId``.
+        callbacks: further ones of the trainer.
 
     Raises:
         SeqappError: if the config, the data or the tracking server does not fit.
@@ -91,6 +91,33 @@ def train(
     """
     path = Path(path)
     resolved = config.load(path, overrides, sections=SECTIONS)
+    return train_resolved(path.stem, resolved, resume=resume, register=register, progress=progress, runs=runs,
+                          tags=tags, callbacks=callbacks)  # fmt: skip
+
+
+def train_resolved(
+    stem: str,
+    resolved: Mapping[str, Any],
+    *,
+    resume: bool = False,
+    register: bool = True,
+    progress: bool = True,
+    runs: Path = RUNS,
+    tags: Mapping[str, str] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Trained:
+    """As :func:`train`, of a config that is resolved already.
+
+    Args:
+        stem: name of the run, such as "bundled-lstm".
+        resolved: what :func:`seqapp.config.load` returns.
+        resume: as :func:`train`, as is everything else.
+        register: make a new version in the model registry.
+        progress: draw progress bars.
+        runs: where folders of runs are.
+        tags: further ones of the run.
+        callbacks: further ones of the trainer.
+    """
     options = Training(**resolved["train"])
     task: Task[Any, Any] = TASKS.build(resolved["task"])
     _check(options, task, resolved["task"]["kind"])
@@ -100,7 +127,7 @@ def train(
     splits: Splits[Any] = _splits(resolved)
     if not isinstance(splits.train[0], task.example_type):
         raise ConfigError(
-            f"{path}: the data {resolved['data']['kind']!r} yields {type(splits.train[0]).__name__}, "
+            f"{stem}: the data {resolved['data']['kind']!r} yields {type(splits.train[0]).__name__}, "
             f"the task {resolved['task']['kind']!r} takes {task.example_type.__name__}"
         )
     digests = splits.digests()
@@ -131,8 +158,8 @@ def train(
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
 
-    directory, run_id = _open_run(path.stem, task, resolved, digests, splits.name, resume=resume, runs=runs)
-    log.info("%s: %s parameters, %s; run %s", path.stem, f"{parameters:,}", _sizes(splits, task.unit), run_id)
+    directory, run_id = open_run(stem, task, resolved, digests, splits.name, resume=resume, runs=runs, tags=tags or {})
+    log.info("%s: %s parameters, %s; run %s", stem, f"{parameters:,}", _sizes(splits, task.unit), run_id)
     best = ModelCheckpoint(
         directory / "checkpoints",
         filename="best",
@@ -141,7 +168,7 @@ def train(
         enable_version_counter=False,
     )
     with tracking.failing(run_id):
-        _fit(learner, data, options, run_id, best, directory, progress=progress)
+        _fit(learner, data, options, run_id, best, directory, progress=progress, further=callbacks)
         kept = best.best_model_path if options.keep == "best" else directory / "checkpoints" / "last.ckpt"
         saved = torch.load(kept, weights_only=True, map_location="cpu")
         learner.load_state_dict(saved["state_dict"])
@@ -153,14 +180,14 @@ def train(
         totals = {"validation": measure(task, model, data, data.validation_items)}
         chosen = metrics.read(totals["validation"])[task.selection[0]]
         if not math.isfinite(chosen):
-            raise SeqappError(f"{path.stem}: validation {task.selection[0]} is {chosen} in every epoch, so there is "
+            raise SeqappError(f"{stem}: validation {task.selection[0]} is {chosen} in every epoch, so there is "
                               "nothing to keep; a lower train.learning_rate or train.clip_norm fits")  # fmt: skip
         totals |= {name: measure(task, model, data, items) for name, items in tests.items()}
         scores = {split: metrics.read(total) for split, total in totals.items()}
         sizes = {name: len(examples) for name, examples in splits.all().items() if examples}
-        name = options.model_name or f"{resolved['task']['kind']}-{path.stem.partition('-')[0]}"
+        name = options.model_name or f"{resolved['task']['kind']}-{stem.partition('-')[0]}"
         card = model_card(
-            name=f"{name} ({path.stem})",
+            name=f"{name} ({stem})",
             task=task,
             resolved=resolved,
             data_name=splits.name,
@@ -183,22 +210,22 @@ def train(
             model=model,
             resolved=resolved,
             metrics={"scores": scores, "sizes": sizes, "digests": digests, "parameters": parameters, "run_id": run_id,
-                     "seconds": seconds, "confusion": _confusions(totals), "translation": _translations(task, totals)},
-            name=path.stem,
+                     "seconds": seconds, "confusion": confusions(totals), "translation": translations(task, totals)},
+            name=stem,
             golden=golden,
             card=card,
         )  # fmt: skip
-        registered = _publish(
+        registered = publish(
             run_id, directory / "bundle", task, history, totals, scores, golden[0].model_dump(),
             sizes=sizes, parameters=parameters, seconds=seconds,
             registered_name=name if register else None, digest=digests["validation"],
         )  # fmt: skip
         tracking.finish(run_id)
-    _write_state(directory, run_id, resolved, digests, finished=True)
+    write_state(directory, run_id, resolved, digests, finished=True)
     trained = Trained(
-        run_id, resolved["task"]["kind"], path.stem, directory / "bundle", scores, parameters, seconds, registered
+        run_id, resolved["task"]["kind"], stem, directory / "bundle", scores, parameters, seconds, registered
     )
-    log.info("%s: %s; whole command %.0f s", path.stem, _scores(scores), time.monotonic() - started)
+    log.info("%s: %s; whole command %.0f s", stem, _scores(scores), time.monotonic() - started)
     return trained
 
 
@@ -249,17 +276,6 @@ def baseline(path: str | Path, overrides: Sequence[str] = ()) -> list[BaselineRe
             tracking.finish(run_id)
         results.append(result)
     return results
-
-
-def measure(task: Task[Any, Any], model: nn.Module, data: Data, items: Any) -> dict[str, Metric]:
-    """The metrics of ``model`` on encoded ``items``, as sums and counts."""
-    model.eval()
-    totals: dict[str, Metric] = {}
-    reader = Reader(task, model, carried=task.streams)
-    with torch.inference_mode():
-        for batch in data.evaluation_dataloader(items):
-            totals = metrics.add(totals, {**reader(batch)[1], **task.judge(model, batch)})
-    return totals
 
 
 def evaluate(loaded: Bundle, path: Path, *, dynamic: float | None = None, **columns: Any) -> dict[str, Any]:
@@ -318,8 +334,8 @@ def evaluate(loaded: Bundle, path: Path, *, dynamic: float | None = None, **colu
         "examples": len(examples),
         **scores,
         **{f"{name}_interval_95": list(bounds) for name, bounds in certain.items()},
-        **_confusions({"confusion": totals}),
-        **_translations(task, {"translation": totals}),
+        **confusions({"confusion": totals}),
+        **translations(task, {"translation": totals}),
         **learned,
     }
 
@@ -405,6 +421,7 @@ def _fit(
     directory: Path,
     *,
     progress: bool,
+    further: Sequence[Callback] = (),
 ) -> None:
     name, mode = learner.task.selection
     # `save_last` of the best one would write only epochs that are better; resuming needs the last epoch whatever it is.
@@ -415,7 +432,7 @@ def _fit(
         callbacks.append(WeightAveraging(use_buffers=False, multi_avg_fn=running_average(options.average)))
     if options.patience:
         callbacks.append(EarlyStopping(f"validation/{name}", mode=mode, patience=options.patience))
-    callbacks.append(Samples())
+    callbacks += [Samples(), *further]
     if progress:
         callbacks.append(RichProgressBar(leave=False))
     with warnings.catch_warnings():
@@ -454,159 +471,6 @@ def _fit(
             raise Stopped(
                 f"stopped in epoch {trainer.current_epoch + 1}; `--resume` goes on from the end of the last epoch"
             ) from None
-
-
-def _open_run(
-    name: str,
-    task: Task[Any, Any],
-    resolved: Mapping[str, Any],
-    digests: Mapping[str, str],
-    data_name: str,
-    *,
-    resume: bool,
-    runs: Path,
-) -> tuple[Path, str]:
-    experiment = resolved["task"]["kind"]
-    if resume:
-        directory = _last_unfinished(runs, name, resolved)
-        state = json.loads((directory / STATE).read_text(encoding="utf-8"))
-        if state["digests"] != digests:
-            raise SeqappError(f"{name}: the data is not what it was when the run in {directory} began; "
-                              "train without --resume")  # fmt: skip
-        tracking.reopen_run(state["run_id"])
-        log.info("going on with run %s in %s", state["run_id"], directory)
-        return directory, state["run_id"]
-    tags = {
-        "task": experiment,
-        "network": network_of(resolved["model"]),
-        "metric": task.selection[0],
-        "direction": task.selection[1],
-        "dataset": data_name,
-        "validation_digest": digests["validation"],
-        "test_digest": digests["test"],
-        "seed": str(resolved["train"]["seed"]),
-        **tracking.source_tags(),
-    }
-    run_id = tracking.create_run(experiment, name, tags)
-    tracking.log_start(run_id, resolved, digests, data_name)
-    directory = runs / f"{experiment}-{name}-{run_id[:8]}"
-    directory.mkdir(parents=True, exist_ok=True)
-    _write_state(directory, run_id, resolved, digests, finished=False)
-    return directory, run_id
-
-
-def _last_unfinished(runs: Path, name: str, resolved: Mapping[str, Any]) -> Path:
-    states = {}
-    for path in sorted(runs.glob(f"*/{STATE}")):
-        try:
-            states[path.parent] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            log.warning("%s: damaged, so the run in that folder cannot be resumed", path)
-    fitting = [directory for directory, state in states.items() if state["name"] == name and not state["finished"]]
-    same = [directory for directory in fitting if states[directory]["config"] == resolved]
-    if same:
-        return max(same, key=lambda directory: (directory / STATE).stat().st_mtime)
-    if fitting:
-        raise SeqappError(f"{name}: an unfinished run exists in {fitting[-1]}, but of a config with other values; "
-                          "give the same key=value choices, or train without --resume")  # fmt: skip
-    raise SeqappError(f"{name}: no unfinished run in {runs}/; train without --resume")
-
-
-def _write_state(
-    directory: Path, run_id: str, resolved: Mapping[str, Any], digests: Mapping[str, str], *, finished: bool
-) -> None:
-    state = {"run_id": run_id, "name": directory.name.rpartition("-")[0].partition("-")[2], "finished": finished,
-             "digests": digests, "config": resolved}  # fmt: skip
-    # A kill in the middle must leave the old file or the new one, not half of one.
-    part = directory / f"{STATE}.part"
-    with part.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(state, indent=1))
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(directory / STATE)
-
-
-def _publish(
-    run_id: str,
-    directory: Path,
-    task: Task[Any, Any],
-    history: Mapping[str, Sequence[tuple[int, float]]],
-    totals: Mapping[str, Mapping[str, Metric]],
-    scores: Mapping[str, Mapping[str, float]],
-    example: Mapping[str, Any],
-    *,
-    sizes: Mapping[str, int],
-    parameters: int,
-    seconds: float,
-    registered_name: str | None,
-    digest: str,
-) -> tracking.Registered | None:
-    client = connect()
-    title = client.get_run(run_id).info.run_name or run_id
-    client.log_figure(run_id, figures.learning_curves(history, title, task.titles, ("nll", task.selection[0])),
-                      "learning_curves.png")  # fmt: skip
-    name, direction = task.selection
-    scale = "share" if name in task.shares else "number"
-    if name in intervals(task, totals["validation"], sizes["validation"]):
-        scale = "share of examples"
-    client.set_tag(run_id, "scale", scale)
-    logged: dict[str, float] = {"parameters": parameters, "seconds": seconds}
-    for split, metric in totals.items():
-        prefix = "best_validation" if split == "validation" else split
-        logged |= {f"{prefix}/{key}": value for key, value in scores[split].items()}
-        logged[f"{split}/examples"] = sizes[split]
-        for confusion in (found for found in metric.values() if isinstance(found, Confusion)):
-            picture = figures.confusion_matrix(confusion, f"{title}, {split}")
-            client.log_figure(run_id, picture, f"confusion_{split}.png")
-        for found in (found for found in metric.values() if isinstance(found, Translations)):
-            definitions = _definitions(task, found)
-            picture = figures.bleu_by_length({split: found.by_length()}, f"{title}, {split}, {definitions['search']}")
-            client.log_figure(run_id, picture, f"bleu_by_length_{split}.png")
-            client.log_text(run_id, _side_by_side(found), f"translations_{split}.tsv")
-            client.log_dict(run_id, definitions, "definitions.json")
-    tracking.log_metrics(run_id, logged)
-    client.log_text(run_id, (directory / "README.md").read_text(encoding="utf-8"), "model_card.md")
-    uri = tracking.log_bundle(run_id, directory, task, example)
-    if registered_name is None:
-        return None
-    registered = tracking.register(
-        run_id, uri, registered_name, score=(name, scores["validation"][name], direction), validation_digest=digest
-    )
-    log.info(
-        "registered %s version %s, %s champion: %s",
-        registered.name, registered.version, "now" if registered.champion else "not", registered.reason,
-    )  # fmt: skip
-    return registered
-
-
-def _confusions(totals: Mapping[str, Mapping[str, Metric]]) -> dict[str, Any]:
-    return {
-        split: metric.records()
-        for split, total in totals.items()
-        for metric in total.values()
-        if isinstance(metric, Confusion)
-    }
-
-
-def _definitions(task: Task[Any, Any], found: Translations) -> dict[str, str]:
-    """What each score is, and by which search the translations were found."""
-    assert isinstance(task, Translation)
-    return {**found.details(), "search": f"beam of {task.beam_size}, length penalty {task.length_penalty:g}"}
-
-
-def _translations(task: Task[Any, Any], totals: Mapping[str, Mapping[str, Metric]]) -> dict[str, Any]:
-    return {
-        split: {"definitions": _definitions(task, metric), "by_length": [asdict(row) for row in metric.by_length()]}
-        for split, total in totals.items()
-        for metric in total.values()
-        if isinstance(metric, Translations)
-    }
-
-
-def _side_by_side(found: Translations) -> str:
-    """Source, translation and reference of each sentence, a line each."""
-    rows = zip(found.sources, found.hypotheses, found.references, strict=True)
-    return "".join("\t".join(" ".join(text.split()) for text in row) + "\n" for row in rows)
 
 
 def _sizes(splits: Splits[Any], unit: str) -> str:

@@ -18,8 +18,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 from torch import nn
 
-from pipelines import run
 from pipelines.data import Data
+from pipelines.measure import measure
 from pipelines.module import Learner
 from seqapp import bundle, metrics
 from seqapp.completion import GenerationInput
@@ -138,7 +138,7 @@ def learned(
 
 
 def nll(task: Generation, model: nn.Module, data: Data) -> float:
-    return metrics.read(run.measure(task, model, data, data.validation_items))["nll"]
+    return metrics.read(measure(task, model, data, data.validation_items))["nll"]
 
 
 quiet = pytest.mark.filterwarnings(

@@ -8,7 +8,8 @@ from typing import Any
 import mlflow
 import pytest
 
-from pipelines import run, tracking
+from pipelines import tracking
+from pipelines.folder import write_state
 from seqapp.references import masked
 from tests.pipelines.worlds import Said, World
 
@@ -18,7 +19,7 @@ from tests.pipelines.worlds import Said, World
 def test_a_kill_while_the_state_is_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "toy-tiny-12345678"
     folder.mkdir()
-    run._write_state(folder, "r", {"a": 1}, {}, finished=False)
+    write_state(folder, "r", {"a": 1}, {}, finished=False)
     before = (folder / "state.json").read_text()
     assert json.loads(before)["finished"] is False
 
@@ -29,9 +30,9 @@ def test_a_kill_while_the_state_is_written_leaves_the_old_one(tmp_path: Path, mo
         with monkeypatch.context() as patch:
             patch.setattr(name, kill)
             with pytest.raises(KeyboardInterrupt):
-                run._write_state(folder, "r", {"a": 1}, {}, finished=True)
+                write_state(folder, "r", {"a": 1}, {}, finished=True)
         assert (folder / "state.json").read_text() == before, name
-    run._write_state(folder, "r", {"a": 1}, {}, finished=True)
+    write_state(folder, "r", {"a": 1}, {}, finished=True)
     assert json.loads((folder / "state.json").read_text())["finished"] is True
     assert [file.name for file in folder.iterdir()] == ["state.json"]
 
