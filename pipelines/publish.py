@@ -31,6 +31,7 @@ def publish(
     sizes: Mapping[str, int],
     parameters: int,
     seconds: float,
+    costs: Mapping[str, float],
     registered_name: str | None,
     digest: str,
 ) -> tracking.Registered | None:
@@ -47,6 +48,7 @@ def publish(
         sizes: split -> number of examples.
         parameters: trained numbers in the model.
         seconds: wall time of the training.
+        costs: further figures of the whole run, such as ``latency_ms``.
         registered_name: in the registry; None registers nothing.
         digest: of the validation data.
     """
@@ -59,7 +61,8 @@ def publish(
     if name in intervals(task, totals["validation"], sizes["validation"]):
         scale = "share of examples"
     client.set_tag(run_id, "scale", scale)
-    logged: dict[str, float] = {"parameters": parameters, "seconds": seconds}
+    size = sum(file.stat().st_size for file in directory.iterdir())
+    logged: dict[str, float] = {"parameters": parameters, "seconds": seconds, "bundle_bytes": size, **costs}
     for split, metric in totals.items():
         prefix = "best_validation" if split == "validation" else split
         logged |= {f"{prefix}/{key}": value for key, value in scores[split].items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import signal
 import sys
 import time
@@ -22,6 +21,7 @@ from pytorch_lightning.loggers import MLFlowLogger
 from pipelines import figures, tracking
 from pipelines.baselines import BASELINES, BaselineResult, run_baseline
 from pipelines.card import intervals, model_card
+from pipelines.costs import PeakMemory, latency
 from pipelines.data import Data
 from pipelines.dynamic import dynamic_scores
 from pipelines.folder import open_run, write_state
@@ -168,7 +168,8 @@ def train_resolved(
         enable_version_counter=False,
     )
     with tracking.failing(run_id):
-        _fit(learner, data, options, run_id, best, directory, progress=progress, further=callbacks)
+        memory = PeakMemory()
+        _fit(learner, data, options, run_id, best, directory, progress=progress, further=[*callbacks, memory])
         kept = best.best_model_path if options.keep == "best" else directory / "checkpoints" / "last.ckpt"
         saved = torch.load(kept, weights_only=True, map_location="cpu")
         learner.load_state_dict(saved["state_dict"])
@@ -185,6 +186,8 @@ def train_resolved(
         totals |= {name: measure(task, model, data, items) for name, items in tests.items()}
         scores = {split: metrics.read(total) for split, total in totals.items()}
         sizes = {name: len(examples) for name, examples in splits.all().items() if examples}
+        requests = [task.as_request(example) for example in splits.validation[:GOLDEN]]
+        costs = {"latency_ms": 1000 * latency(task, model, requests), "peak_memory_bytes": float(memory.bytes)}
         name = options.model_name or f"{resolved['task']['kind']}-{stem.partition('-')[0]}"
         card = model_card(
             name=f"{name} ({stem})",
@@ -217,7 +220,7 @@ def train_resolved(
         )  # fmt: skip
         registered = publish(
             run_id, directory / "bundle", task, history, totals, scores, golden[0].model_dump(),
-            sizes=sizes, parameters=parameters, seconds=seconds,
+            sizes=sizes, parameters=parameters, seconds=seconds, costs=costs,
             registered_name=name if register else None, digest=digests["validation"],
         )  # fmt: skip
         tracking.finish(run_id)
@@ -364,9 +367,7 @@ def export(loaded: Bundle, target: Path) -> Path:
         if target.samefile(loaded.path):
             raise BundleError(f"{target}: is the very bundle that would be copied; name another directory")
     try:
-        if target.exists():
-            shutil.rmtree(target)
-        shutil.copytree(loaded.path, target)
+        bundle.copy(loaded.path, target)
     except OSError as error:
         raise BundleError(f"{target}: cannot be written: {error.strerror or error}") from None
     return target

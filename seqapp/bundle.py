@@ -156,21 +156,42 @@ def save(
             files={file.name: _sha256(file) for file in sorted(draft.iterdir())},
         )
         _write(draft / MANIFEST, config.dump(manifest.model_dump()))
-        if path.exists():
-            old = draft.with_name(f"{draft.name}.old")
-            os.replace(path, old)
-            try:
-                os.replace(draft, path)
-            except BaseException:
-                os.replace(old, path)
-                raise
-            shutil.rmtree(old)
-        else:
-            os.replace(draft, path)
+        _put(draft, path)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return path
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a bundle; what stood at ``target`` is replaced once the copy is whole.
+
+    Raises:
+        OSError: if it cannot be written; what stood there stands there still.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        shutil.copytree(source, draft, dirs_exist_ok=True)
+        _put(draft, target)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def _put(draft: Path, path: Path) -> None:
+    """Move a whole directory to ``path``, in the place of what may be there."""
+    if not path.exists():
+        os.replace(draft, path)
+        return
+    old = draft.with_name(f"{draft.name}.old")
+    os.replace(path, old)
+    try:
+        os.replace(draft, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old)
 
 
 def load(path: str | Path) -> Bundle:

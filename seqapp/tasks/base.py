@@ -234,7 +234,11 @@ class Task(ABC, Generic[E, I]):
 
     @abstractmethod
     def as_input(self, example: E) -> BaseModel:
-        """The request that asks about ``example``."""
+        """The request that asks about ``example``, with an answer that can be checked."""
+
+    def as_request(self, example: E) -> BaseModel:
+        """What a person would ask about ``example``, for measuring how long an answer takes."""
+        return self.as_input(example)
 
     @abstractmethod
     def read_examples(self, path: Path, **columns: Any) -> list[E]:

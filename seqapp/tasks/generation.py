@@ -33,6 +33,8 @@ SAMPLE_TOKENS, SAMPLE_TEMPERATURE, SAMPLED_CLASSES = 300, 0.8, 20
 """Of what the model says after each epoch."""
 PROMPT_CHARACTERS = 100
 """Of the texts a bundle is asked to score when it is loaded."""
+REQUEST_TOKENS = 64
+"""Added to a prompt when the time of an answer is measured."""
 LONGEST_ROW = 10_000
 """Most tokens of a text that is learned as one row."""
 COUNTED_AT_ONCE = 2**22
@@ -289,6 +291,11 @@ class Generation(Task[Passage, Item]):
         # Scores, for which a bundle's answer is checked with tolerance: a choice between near equals has none.
         prompt = example.text[:PROMPT_CHARACTERS]
         return GenerationInput(prompt=prompt, condition=condition, max_tokens=0, echo=True, logprobs=0)
+
+    def as_request(self, example: Passage) -> GenerationInput:
+        # As many tokens whatever the model says, so that models can be compared.
+        given = {"prompt": example.text[:PROMPT_CHARACTERS], "max_tokens": REQUEST_TOKENS, "min_tokens": REQUEST_TOKENS}
+        return self.as_input(example).model_copy(update={**given, "echo": False, "logprobs": None, "temperature": 0.0})
 
     def describe(self) -> str:
         kind = "Goes on from a prompt, token by token"

@@ -377,6 +377,9 @@ class Translation(Task[SentencePair, Item]):
         # meets near equals has none.
         return TranslationInput(text=example.source, target=example.target)
 
+    def as_request(self, example: SentencePair) -> TranslationInput:
+        return TranslationInput(text=example.source)
+
     def describe(self) -> str:
         source, target = (name or "unnamed" for name in self.languages)
         known = f"{self.source_tokenizer.size:,}"

@@ -207,6 +207,22 @@ def test_export_writes_a_bundle_and_replaces_only_a_bundle(done: Done, seqapp: S
             loaded.predict([loaded.task.Input(text=text) for text in given])] == answers(done, given)  # fmt: skip
 
 
+def test_an_export_that_fails_leaves_the_old_bundle(
+    done: Done, seqapp: Seqapp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    seqapp("export", done.trained.bundle, target)
+    before = {file.name: file.read_bytes() for file in target.iterdir()}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copytree", full)
+    assert "No space left on device" in refused(seqapp("export", done.trained.bundle, target))
+    assert {file.name: file.read_bytes() for file in target.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_export_leaves_a_foreign_directory_alone(done: Done, seqapp: Seqapp, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     assert refused(seqapp("export", "sentiment-tiny", tmp_path)).startswith(f"{tmp_path}: not a bundle")

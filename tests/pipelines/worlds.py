@@ -104,10 +104,13 @@ class World:
         return {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": self.uri, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
 
 
+SIZED = ("peak_memory_bytes", "bundle_bytes")
+
+
 def steady(history: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's metrics without those that measure time."""
-    timed = ("train/seconds", "train/tokens_per_second", "seconds")
-    return {name: values for name, values in history.items() if name not in timed}
+    """A run's metrics without those that measure time, memory and files, which name the run."""
+    timed = ("train/seconds", "train/tokens_per_second", "seconds", "latency_ms")
+    return {name: values for name, values in history.items() if name not in (*timed, *SIZED)}
 
 
 @dataclass(frozen=True)
