@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check format serve mlflow compare long-memory bench docs clean
+.PHONY: help setup train test check format serve mlflow compare sweep long-memory bench docs clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,16 +51,21 @@ serve: $(READY) ## answer over HTTP with the champions of the registry (ARGS="MO
 mlflow: $(READY) ## look at the experiments in a browser
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} $(ARGS)
 
-compare: $(READY) ## the finished runs side by side
+compare: $(READY) ## the finished runs side by side, and which one to keep (ARGS=sentiment)
 	$(BIN)/seqapp compare $(ARGS)
+
+sweep: $(READY) ## search for better values of CONFIG's keys (CONFIG=configs/translation/bundled-lstm.yaml ARGS="--jobs 2")
+	$(BIN)/seqapp sweep $(or $(CONFIG),configs/sentiment/bundled-lstm.yaml) $(ARGS)
 
 long-memory: $(READY) ## train every network on the long-memory problems and print the longest length each solves (1-2 h)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/long_memory.py $(ARGS)
 
-bench: $(READY) ## measure training, unrolling and decoding speed again; docs/benchmarks.md says what the long ones are
+bench: $(READY) ## measure training, unrolling, decoding and prediction speed again; docs/benchmarks.md says what the long ones are
 	$(BIN)/python benchmarks/training_speed.py
 	$(BIN)/python benchmarks/unroll.py
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/predict.py
+	$(BIN)/python benchmarks/distributed.py
 	$(BIN)/python benchmarks/report.py
 
 docs: $(READY) ## write docs/benchmarks.md from benchmarks/results, and the pictures of docs/models.md

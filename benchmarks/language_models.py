@@ -100,7 +100,7 @@ def main() -> None:
             "limit_nats": math.log(tokens),
             "runs": runs,
             "dynamic_options": dynamic,
-            "baseline": vars(run_baseline("kneser-ney", TASKS.build(resolved["task"]), splits)),
+            "baseline": run_baseline("kneser-ney", TASKS.build(resolved["task"]), splits).record(),
         },
     )  # fmt: skip
     print(path.read_text(encoding="utf-8"))

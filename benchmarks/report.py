@@ -47,6 +47,8 @@ def render(records: dict[str, dict[str, Any]]) -> str:
         parts += ["## Translation speed", _TRANSLATE, _translate(records["translate"])]
     if "decode" in records:
         parts += ["## Decoding", _DECODE, _decode(records["decode"])]
+    if "predict" in records:
+        parts += ["## Prediction over files", _PREDICT, _predict(records["predict"])]
     if "unroll" in records:
         parts += ["## Unrolled networks", _UNROLL, *_unroll(records["unroll"])]
     if "long-memory" in records:
@@ -286,6 +288,29 @@ def _decode(record: dict[str, Any]) -> str:
         lines.append(
             f"| {result['vocabulary']:,} tokens, {way} | {result['batch']} | {rates['ours']:,.0f} | "
             f"{rates['plain']:,.0f} | {result['ours_to_plain']:.2f} | {same} |"
+        )
+    return "\n".join(lines)
+
+
+_PREDICT = (
+    "`seqapp predict in.parquet out.parquet` with an untrained classifier, beside a program that reads the whole "
+    "table, answers it in one call and writes it. Memory is the largest resident set of the process that reads and "
+    "writes; `with the model` is what it had before the first row. Several processes answer where the way says so, "
+    "and their start is counted."
+)
+
+
+def _predict(record: dict[str, Any]) -> str:
+    lines = [
+        f"| rows, `{record['config']}` | file | way | rows/s | with the model, MiB | at most, MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in record["results"]:
+        way = f"{result['way']} process(es)" if result["way"].isdigit() else result["way"]
+        lines.append(
+            f"| {result['rows']:,} | {result['file_bytes'] / 2**20:,.1f} MiB | {way} | "
+            f"{result['rows_per_second']:,.0f} | {result['before_bytes'] / 2**20:,.0f} | "
+            f"{result['peak_bytes'] / 2**20:,.0f} |"
         )
     return "\n".join(lines)
 

@@ -39,7 +39,7 @@ def main() -> None:
     splits = SOURCES.build(resolved["data"])
     task = TASKS.build(resolved["task"])
     methods = [name for name, method in BASELINES.items() if method.example_type is LabelledText]
-    baselines = [vars(run_baseline(name, task, splits)) for name in methods]
+    baselines = [run_baseline(name, task, splits).record() for name in methods]
     accuracies = [run["scores"]["test"]["accuracy"] for run in runs]
     path = record.write(
         f"sentiment-{arguments.config.stem}",

@@ -154,7 +154,7 @@ def main() -> None:
             "sizes": {name: len(examples) for name, examples in splits.all().items()},
             "digests": splits.digests(),
             "models": models,
-            "baselines": [vars(run_baseline(name, task, splits)) for name in methods],
+            "baselines": [run_baseline(name, task, splits).record() for name in methods],
         },
     )
     print(path.read_text(encoding="utf-8"))

@@ -7,8 +7,10 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,16 +63,20 @@ def train(
     overrides = [argument for argument in arguments if "=" in argument]
     if not configs:
         raise SeqappError("no config given; there are some in configs/, such as configs/sentiment/bundled-lstm.yaml")
-    from pipelines import compare as comparison
-    from pipelines import run
+    from pipelines.launch import launch
+
+    if launch(configs, overrides):
+        return
+    from pipelines import distributed, run
 
     progress = not quiet and sys.stdout.isatty()
     trained = [run.train(config, overrides, resume=resume, register=register, progress=progress) for config in configs]
-    ours = {result.run_id for result in trained}
-    rows = [row for task in _tasks(trained) for row in comparison.collect(task)]
-    data = {row.digest for row in rows if row.run_id in ours}
-    for table in comparison.tables([row for row in rows if row.digest in data]):
-        out.print(table)
+    first = distributed.first()
+    distributed.leave()
+    if not first:
+        return
+    for task in _tasks(trained):
+        _tell_comparison(task, ours={result.run_id for result in trained})
     for result in trained:
         out.print(f"{result.name}: bundle {result.bundle}, run {result.run_id}", highlight=False, soft_wrap=True)
 
@@ -138,37 +144,97 @@ def evaluate(
 def predict(
     model: Model,
     file: Annotated[str, typer.Argument(help="a table, or one input a line; - for stdin")] = "-",
+    output: Annotated[
+        Path | None,
+        typer.Argument(metavar="OUT", help=".parquet, .csv, .tsv or .jsonl; without it, JSON lines on stdout"),
+    ] = None,
     text: Annotated[str | None, typer.Option(help="column of the text, if not 'text'")] = None,
+    only_text: Annotated[
+        bool, typer.Option("--only-text", help="pass over columns called like other fields of an input")
+    ] = False,
+    keep: Annotated[
+        str | None, typer.Option(metavar="COLUMNS", help="such as id,text; without it all in OUT, none on stdout")
+    ] = None,
     encoding: Annotated[str, typer.Option(help="of the file")] = "utf-8",
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="processes that answer, for OUT")] = 1,
+    restart: Annotated[bool, typer.Option("--restart", help="throw away what an earlier call has finished")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
+    backend: Annotated[str, typer.Option(help="local, or ray for a cluster")] = "local",
+    address: Annotated[str | None, typer.Option(help="of the Ray cluster; without it, one on this machine")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Answer every row of FILE, one line of JSON each, in order, on standard output.
+    """Answer every row of FILE, in order: in OUT beside its columns, or as lines of JSON on standard output.
 
-    A line that is not of a table is a text, or for a model that takes more than a text, a JSON object.
+    A line that is not of a table is a text, or for a model that takes more than a text, a JSON object. A row of a table
+    may carry any field of an input in a column of its name. FILE and OUT may be larger than memory, and after a stop,
+    the same command goes on where it was.
 
-    A row that cannot be answered becomes a line with "error", and the exit status is 1 at the end.
+    A row that cannot be answered has an "error", and the exit status is 1 at the end.
     """
-    from pipelines.predict import predict_file
+    from pipelines.predict import Source, finite, predict_file
     from seqapp import bundle
     from seqapp.references import resolve
 
+    if output is None and (jobs > 1 or restart or overwrite or backend != "local"):
+        raise SeqappError("--jobs, --restart, --overwrite and --backend are for an OUT file; one such as answers.jsonl "
+                          "fits")  # fmt: skip
     loaded = bundle.load(resolve(model).path)
-    failed = 0
-    bar = Progress(TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), console=err,
-                   disable=quiet or not sys.stderr.isatty() or sys.stdout.isatty())  # fmt: skip
+    kept = None if keep is None else [name for name in (part.strip() for part in keep.split(",")) if name]
+    bar = Progress(TextColumn("predicting"), BarColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn(),
+                   console=err, speed_estimate_period=300,
+                   disable=quiet or not sys.stderr.isatty() or (output is None and sys.stdout.isatty()))  # fmt: skip
+    if output is None:
+        failed = rows = 0
+        with bar:
+            task = bar.add_task("", total=None, said="")
+
+            def behind(source: Source, done: int) -> None:
+                bar.update(task, total=source.total, completed=done, said=f"{rows:,} rows")
+
+            for record in predict_file(loaded, file, text=text, only_text=only_text, keep=kept or (),
+                                       encoding=encoding, done=behind):  # fmt: skip
+                record = finite(record)
+                failed += "error" in record
+                rows += 1
+                print(json.dumps(record, ensure_ascii=False), flush=sys.stdout.isatty())
+        if failed:
+            raise SeqappError(f"{failed} row(s) could not be answered; each says why in its line")
+        return
+    from pipelines import predict_file as to_file
+
+    source = Source(file, loaded, text=text, only_text=only_text, keep=kept, encoding=encoding)
+    answered: Any = None
+    if backend == "ray":
+        try:
+            from pipelines import predict_ray
+        except ImportError:
+            raise SeqappError("--backend ray needs Ray: pip install 'seqapp[ray]'") from None
+        if file == "-":
+            raise SeqappError("--backend ray: standard input is not read again; the name of a file fits")
+        answered = partial(predict_ray.on_ray, loaded, source, address=address)
+    elif backend != "local":
+        raise SeqappError(f"--backend: no backend is called {backend!r}; local or ray would fit")
+    elif jobs > 1:
+        answered = to_file.in_processes(loaded, source, jobs)
+    started = None
     with bar:
-        task = bar.add_task("", total=None)
-        for record in predict_file(loaded, file, text=text, encoding=encoding):
-            try:
-                line = json.dumps(record, ensure_ascii=False, allow_nan=False)
-            except ValueError:
-                record = {"line": record["line"], "error": "the answer holds a number that is not finite"}
-                line = json.dumps(record)
-            failed += "error" in record
-            print(line, flush=sys.stdout.isatty())
-            bar.advance(task)
-    if failed:
-        raise SeqappError(f"{failed} row(s) could not be answered; each says why in its line")
+        task = bar.add_task("", total=source.total, said="")
+
+        def progress(rows: int, done: int) -> None:
+            nonlocal started
+            now = time.monotonic()
+            started = started or (now, rows)
+            speed = (rows - started[1]) / (now - started[0]) if now > started[0] else 0
+            total = f" of {source.total:,}" if source.total and source.unit == "rows" else ""
+            bar.update(task, completed=done, said=f"{rows:,}{total} rows, {speed:,.0f} a second")
+
+        written = to_file.predict_to(loaded, source, output, answered=answered, restart=restart, overwrite=overwrite,
+                                     progress=progress)  # fmt: skip
+    for name, other in written.renamed.items():
+        err.print(f"the column {name} of the input is called {other} in {output}", highlight=False, soft_wrap=True)
+    out.print(f"{output}: {written.rows:,} rows", highlight=False, soft_wrap=True)
+    if written.failed:
+        raise SeqappError(f"{written.failed} row(s) could not be answered; each says why in its column error")
 
 
 @app.command()
@@ -310,15 +376,122 @@ def export(
 
 @app.command()
 def compare(
-    task: Annotated[str, typer.Argument(help="such as sentiment")] = "sentiment",
-    runs: Annotated[list[str] | None, typer.Option(help="only these run ids")] = None,
-    every: Annotated[bool, typer.Option("--all", help="also older runs of the same config and network")] = False,
+    task: Annotated[str | None, typer.Argument(help="such as sentiment; without it, every task with runs")] = None,
+    runs: Annotated[
+        list[str] | None, typer.Option(help="only this run: an id or its beginning; may be given again")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="each run a row, also older ones and trials of sweeps")] = False,
+    html: Annotated[Path | None, typer.Option(help="the page; without it, runs/comparison-TASK.html")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="the same as Markdown; runs/comparison-TASK.md")] = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Finished runs side by side, one table per data set."""
-    from pipelines import compare as comparison
+    """Finished runs side by side, how certain each figure is, and which run to keep and why.
 
-    for table in comparison.tables(comparison.collect(task, runs=runs or (), every=every)):
-        out.print(table)
+    The tables also go to --html and --markdown, and into MLflow as artifacts of the run "comparison".
+    docs/comparing.md explains each column and the rule of the advice.
+    """
+    wanted = [run for given in runs or () for run in given.split(",")]
+    _tell_comparison(task, runs=wanted, every=every, html=html, markdown=markdown, quiet=quiet)
+
+
+@app.command()
+def reproduce(
+    run: Annotated[str, typer.Argument(help="id of a finished run, or its beginning")],
+    tolerance: Annotated[float, typer.Option(help="share of its size by which a figure may differ")] = 1e-3,
+    resume: Annotated[bool, typer.Option(help="go on with a reproduction of this run that was stopped")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train again what RUN has logged, and say figure by figure whether it comes out the same.
+
+    The exit status is 1 if a figure differs by more than --tolerance.
+    """
+    from pipelines import reproduce as reproduction
+
+    original = reproduction.read(run)
+    out.print(f"repeating run {original.run_id} ({original.name})", highlight=False, soft_wrap=True)
+    for line in reproduction.differences(original) or ["code, packages and machine are as they were"]:
+        out.print(line, highlight=False, soft_wrap=True)
+    found = reproduction.reproduce(original, resume=resume, tolerance=tolerance,
+                                   progress=not quiet and sys.stdout.isatty())  # fmt: skip
+    out.print(reproduction.table(found))
+    out.print(f"{found}; run {found.run_id}", highlight=False, soft_wrap=True)
+    if not found.matches:
+        raise typer.Exit(1)
+
+
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Argument(help="a registered model: its versions; without it, all models")] = None,
+) -> None:
+    """Registered models with their champion and challenger, or every version of one of them."""
+    from pipelines import promotion
+
+    out.print(promotion.versions(name) if name else promotion.overview())
+
+
+@app.command()
+def promote(
+    reference: Annotated[
+        str, typer.Argument(metavar="MODEL", help="NAME (its challenger), NAME/VERSION, NAME@ALIAS or a run id")
+    ],
+    force: Annotated[bool, typer.Option("--force", help="also if it is worse, or measured on other data")] = False,
+    name: Annotated[str | None, typer.Option(help="registered model for a run that is not registered yet")] = None,
+) -> None:
+    """Make MODEL the champion, which is what `seqapp serve NAME` answers with, and the one before the challenger.
+
+    Refused if its bundle answers otherwise than when it was made, if it is worse, or was measured on other data.
+    """
+    from pipelines import promotion
+
+    out.print(str(promotion.promote(reference, force=force, name=name)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def rollback(name: Annotated[str, typer.Argument(help="a registered model")]) -> None:
+    """Make the champion before the present one champion again; once more goes back once more."""
+    from pipelines import promotion
+
+    out.print(str(promotion.rollback(name)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def sweep(
+    arguments: Annotated[list[str], typer.Argument(metavar="CONFIG [KEY=VALUE]...", help="a config, choices")],
+    over: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=CHOICES", help="what to search, such as 'train.learning_rate=1e-4..1e-2 log'"),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="trials at once; each has its share of the cores")] = 1,
+    resume: Annotated[bool, typer.Option(help="go on with the last unfinished sweep of these very choices")] = False,
+    final: Annotated[bool, typer.Option(help="train the best once more, with the test split, and register it")] = False,
+    backend: Annotated[str, typer.Option(help="optuna on this machine, or ray")] = "optuna",
+    address: Annotated[str | None, typer.Option(help="of a Ray cluster, such as auto; else Ray starts here")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Search over values of CONFIG's keys for the best validation score; every trial is a run in MLflow.
+
+    What to search stands in the section `sweep` or in --over; `sweep.trials=30 sweep.sampler=random` say how.
+
+    Example: `seqapp sweep configs/sentiment/bundled-lstm.yaml --over 'model.encoder.kind=[lstm, gru]'`
+    """
+    from pipelines import sweep as search
+
+    path, *overrides = arguments
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                   console=err, transient=True, disable=quiet or not err.is_terminal)  # fmt: skip
+    with bar:
+        task = bar.add_task("trials", total=None)
+
+        def tell(trial: Any, best: Any, ended: int, total: int) -> None:
+            bar.update(task, completed=ended, total=total, description=search.best_so_far(best))
+            if not quiet:
+                out.print(search.told(trial), highlight=False, soft_wrap=True, markup=False)
+
+        swept = search.sweep(path, overrides, over=over or (), jobs=jobs, resume=resume, final=final, backend=backend,
+                             address=address, tell=tell)  # fmt: skip
+    out.print(search.table(swept))
+    for line in search.conclusion(swept):
+        out.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -437,6 +610,42 @@ def data_fetch(
             out.print(f"{name}: {fetch_dataset(name, mirror=mirror, progress=report)}", highlight=False, soft_wrap=True)
 
 
+def _tell_comparison(
+    task: str | None,
+    *,
+    runs: Sequence[str] = (),
+    every: bool = False,
+    ours: Set[str] = frozenset(),
+    html: Path | None = None,
+    markdown: Path | None = None,
+    quiet: bool = False,
+) -> None:
+    """Print the tables, of ``ours`` those that hold one of these runs alone, and write all of them as pages."""
+    from pipelines import compare_pages as pages
+    from pipelines.compare import compare
+    from pipelines.run import RUNS
+
+    bar = Progress(TextColumn("reading runs"), BarColumn(), MofNCompleteColumn(), console=err, transient=True,
+                   disable=quiet or not err.is_terminal)  # fmt: skip
+    with bar:
+        progress = bar.add_task("", total=None)
+        told = compare(task, runs=runs, every=every,
+                       told=lambda done, total: bar.update(progress, completed=done, total=total))  # fmt: skip
+    if len(told) > 1 and (html or markdown):
+        raise SeqappError(f"--html and --markdown are for one task: {', '.join(found.task for found in told)}")
+    for found in told:
+        for group in found.groups:
+            if ours and not ours & group.run_ids:
+                continue
+            out.print(pages.table(group))
+            for line in pages.lines(group):
+                out.print(line, highlight=False, markup=False)
+            out.print()
+        files = [html or RUNS / f"comparison-{found.task}.html", markdown or RUNS / f"comparison-{found.task}.md"]
+        pages.write(found, html_file=files[0], markdown_file=files[1])
+        out.print(f"pages: {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
+
+
 def _tasks(trained: list[Any]) -> list[str]:
     return list(dict.fromkeys(result.task for result in trained))
 
@@ -446,12 +655,16 @@ def _errors_told() -> Iterator[None]:
     try:
         yield
     except SeqappError as error:
-        _tell(str(error))
+        _tell(str(error), error)
         sys.exit(1)
     except Exception as error:
+        distributed = sys.modules.get("pipelines.distributed")
+        if distributed is not None and distributed.is_loss(error):
+            _tell(str(lost := distributed.Lost()), lost)
+            sys.exit(1)
         if _is_out_of_memory(error):
             _tell("memory does not suffice for the sizes that model says; smaller ones fit, and so may a smaller "
-                  "train.batch_tokens")  # fmt: skip
+                  "train.batch_tokens", error)  # fmt: skip
             sys.exit(1)
         mlflow = sys.modules.get("mlflow.exceptions")
         if mlflow is None or not isinstance(error, mlflow.MlflowException):
@@ -459,7 +672,7 @@ def _errors_told() -> Iterator[None]:
         from seqapp.references import masked, tracking_uri
 
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        _tell(masked(f"the tracking server {tracking_uri()} says: {first}"))
+        _tell(masked(f"the tracking server {tracking_uri()} says: {first}"), error)
         sys.exit(1)
 
 
@@ -471,9 +684,12 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError | TypeError) and any(text in str(error) for text in texts)
 
 
-def _tell(error: str) -> None:
+def _tell(error: str, cause: Exception) -> None:
     from rich.markup import escape
 
+    distributed = sys.modules.get("pipelines.distributed")
+    if distributed is not None and not distributed.tells(cause):
+        return
     err.print(f"[bold red]error:[/] {escape(error)}", highlight=False, soft_wrap=True)
 
 

@@ -28,8 +28,10 @@ from seqapp.data.splits import LabelledText, Splits
 from seqapp.data.streams import Stream
 from seqapp.data.text import Passage
 from seqapp.data.tokenizers import BOS, UNK
-from seqapp.metrics import Ratio, Surprise, read
+from seqapp.metrics import Metric, Ratio, Surprise, add, read
+from seqapp.outcomes import Outcomes
 from seqapp.tasks import Task
+from seqapp.tasks.generation import surprises
 from seqapp.translation_scores import Translations
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,10 @@ SENTENCES = 512
 """Sentences that are looked up together: each has a similarity to every training sentence."""
 
 
+Totals = dict[str, dict[str, Metric]]
+"""Split -> its metrics, outcomes among them."""
+
+
 @dataclass(frozen=True)
 class BaselineResult:
     """What one method reaches, its strength chosen on validation data.
@@ -65,12 +71,18 @@ class BaselineResult:
             beside words in a search, or the least probability of a word's translation.
         scores: of "validation" and, where they were read, "test" and the further test splits: name -> value.
         seconds: for everything.
+        outcomes: split -> what came of each example.
     """
 
     name: str
     strength: float
     scores: Mapping[str, Mapping[str, float]]
     seconds: float
+    outcomes: Mapping[str, Outcomes]
+
+    def record(self) -> dict[str, Any]:
+        """Everything but the outcomes, ready for JSON."""
+        return {"name": self.name, "strength": self.strength, "scores": self.scores, "seconds": self.seconds}
 
 
 @dataclass(frozen=True)
@@ -80,12 +92,12 @@ class Baseline:
     Args:
         kind: the family of methods.
         example_type: what the data must yield.
-        run: task, splits and whether to read the test split -> strength and scores.
+        run: task, splits and whether to read the test split -> strength, and split -> its metrics.
     """
 
     kind: str
     example_type: type
-    run: Callable[[Task[Any, Any], Splits[Any], bool], tuple[float, dict[str, dict[str, float]]]]
+    run: Callable[[Task[Any, Any], Splits[Any], bool], tuple[float, Totals]]
 
 
 class NaiveBayesWeights:
@@ -132,9 +144,7 @@ LINEAR: dict[str, Callable[[float], tuple[Any, Any]]] = {
 """Name -> strength -> vectoriser and classifier."""
 
 
-def run_linear(
-    name: str, _: Task[Any, Any], splits: Splits[LabelledText], test: bool
-) -> tuple[float, dict[str, dict[str, float]]]:
+def run_linear(name: str, _: Task[Any, Any], splits: Splits[LabelledText], test: bool) -> tuple[float, Totals]:
     """Accuracy of one of ``LINEAR``, fitted with every one of ``STRENGTHS``."""
     vectoriser, _ = LINEAR[name](1.0)
     train = vectoriser.fit_transform(_texts(splits.train))
@@ -143,16 +153,21 @@ def run_linear(
     scored = []
     for strength in STRENGTHS:
         model = LINEAR[name](strength)[1].fit(train, labels)
-        scored.append((float((model.predict(validation) == _labels(splits.validation)).mean()), strength, model))
-    best, strength, model = max(scored, key=lambda entry: (entry[0], -entry[1]))
-    scores = {"validation": {"accuracy": best}}
+        scored.append((model.predict(validation) == _labels(splits.validation), strength, model))
+    right, strength, model = max(scored, key=lambda entry: (entry[0].mean(), -entry[1]))
+    found = {"validation": _counted_right(right)}
     if test and splits.test:
-        found = model.predict(vectoriser.transform(_texts(splits.test))) == _labels(splits.test)
-        scores["test"] = {"accuracy": float(found.mean())}
-    return strength, scores
+        right = model.predict(vectoriser.transform(_texts(splits.test))) == _labels(splits.test)
+        found["test"] = _counted_right(right)
+    return strength, found
 
 
-def run_ngram(task: Task[Any, Any], splits: Splits[Passage], test: bool) -> tuple[float, dict[str, dict[str, float]]]:
+def _counted_right(right: np.ndarray) -> dict[str, Metric]:
+    outcomes = Outcomes.of({"accuracy": ("ratio", "right", "texts")}, right=right, texts=np.ones(len(right)))
+    return {"accuracy": Ratio("accuracy", torch.tensor(float(right.sum())), len(right)), "outcomes": outcomes}
+
+
+def run_ngram(task: Task[Any, Any], splits: Splits[Passage], test: bool) -> tuple[float, Totals]:
     """What :class:`NGram` makes of the tokens of ``task``, with the order that is best on validation.
 
     Its figures compare with those of a network on the same tokens. A condition is not looked at.
@@ -161,28 +176,45 @@ def run_ngram(task: Task[Any, Any], splits: Splits[Passage], test: bool) -> tupl
     V = task.sizes()["vocabulary_size"]
     model = NGram(_counted(task.encode(splits.train)), order=ORDERS[V > FEW_TOKENS], vocabulary_size=V)
     found = foretell(model, task.encode(splits.validation))
-    best = min(range(model.order), key=lambda row: found[row]["nll"])
-    scores = {"validation": found[best]}
+    best = min(range(model.order), key=lambda row: read(found[row])["nll"])
+    totals = {"validation": found[best]}
     if test and splits.test:
-        scores["test"] = foretell(model, task.encode(splits.test))[best]
-    return best + 1, scores
+        totals["test"] = foretell(model, task.encode(splits.test))[best]
+    return best + 1, totals
 
 
-def foretell(model: NGram, items: Any) -> list[dict[str, float]]:
-    """The scores of a language model, for each order.
+def foretell(model: NGram, items: Any) -> list[dict[str, Metric]]:
+    """The metrics of a language model, for each order.
 
     Args:
         model: with V of the tokens.
         items: an encoded text: a stream, or rows with ``ids`` and ``characters``.
     """
-    nats, tokens, unknown = np.zeros(model.order), 0, 0
+    found: list[dict[str, Metric]] = [{} for _ in range(model.order)]
+    start = 0
     for text, count in blocks(items, overlap=model.order - 1):
-        nats += model.nats(text)[:, -count:].sum(1)
-        tokens += count
-        unknown += int((text[text != BOS][-count:] == UNK).sum())
-    characters = items.characters if isinstance(items, Stream) else sum(item.characters for item in items)
-    share = Ratio("unknown", torch.tensor(unknown), tokens)
-    return [read({"nll": Surprise(torch.tensor(sum_), tokens, characters), "unknown": share}) for sum_ in nats]
+        unknown = Ratio("unknown", torch.tensor(int((text[text != BOS][-count:] == UNK).sum())), count)
+        index, characters = _places(items, start, count)
+        for order, nats in enumerate(model.nats(text)[:, -count:]):
+            new: dict[str, Metric] = {
+                "nll": Surprise(torch.tensor(nats.sum()), count, characters.sum()),
+                "unknown": unknown,
+                "outcomes": surprises(nats, index, characters, rows=False),
+            }
+            found[order] = add(found[order], new)
+        start += count
+    for totals in found:
+        totals["outcomes"] = totals["outcomes"].ordered()  # type: ignore[attr-defined]
+    return found
+
+
+def _places(items: Any, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The item that each of ``count`` tokens from ``start`` on is of, and the characters that it stands for."""
+    if isinstance(items, Stream):
+        return items.places(start, start + count)
+    sizes = np.array([len(item.ids) for item in items])
+    index = np.repeat(np.arange(len(items)), sizes)[start : start + count]
+    return index, (np.array([item.characters for item in items]) / sizes)[index]
 
 
 def blocks(items: Any, *, overlap: int = 0) -> Iterator[tuple[Ids, int]]:
@@ -246,17 +278,13 @@ class TranslationMemory:
         return found
 
 
-def run_memory(
-    _: Task[Any, Any], splits: Splits[SentencePair], test: bool
-) -> tuple[float, dict[str, dict[str, float]]]:
+def run_memory(_: Task[Any, Any], splits: Splits[SentencePair], test: bool) -> tuple[float, Totals]:
     """What :class:`TranslationMemory` reaches."""
     memory = TranslationMemory(splits.train)
     return _translated(memory.translate, LETTERS, splits, test)
 
 
-def run_word_by_word(
-    _: Task[Any, Any], splits: Splits[SentencePair], test: bool
-) -> tuple[float, dict[str, dict[str, float]]]:
+def run_word_by_word(_: Task[Any, Any], splits: Splits[SentencePair], test: bool) -> tuple[float, Totals]:
     """What :class:`pipelines.lexical.WordByWord` reaches."""
     model = WordByWord([pair.source for pair in splits.train], [pair.target for pair in splits.train], rounds=ROUNDS)
     return _translated(
@@ -270,8 +298,8 @@ def _translated(
     strengths: Sequence[float],
     splits: Splits[SentencePair],
     test: bool,
-) -> tuple[float, dict[str, dict[str, float]]]:
-    """The strength of the best BLEU on validation, of equals the smallest, and the scores with it.
+) -> tuple[float, Totals]:
+    """The strength of the best BLEU on validation, of equals the smallest, and the metrics with it.
 
     Args:
         translate: texts, strengths -> for each strength the translations.
@@ -290,9 +318,10 @@ def _translated(
     bleu = [found.by_length(edges=())[0].bleu for found in tried]
     best = bleu.index(max(bleu))
     parts = {"test": splits.test, **splits.further} if test else {}
+    chosen = {"validation": tried[best]}
+    chosen |= {name: translations(part, strengths[best : best + 1])[0] for name, part in parts.items() if part}
     return strengths[best], {
-        "validation": tried[best].scores(),
-        **{name: translations(part, strengths[best : best + 1])[0].scores() for name, part in parts.items() if part},
+        split: {"translations": found, "outcomes": found.outcomes()} for split, found in chosen.items()
     }
 
 
@@ -314,8 +343,11 @@ def run_baseline(name: str, task: Task[Any, Any], splits: Splits[Any], *, test: 
         test: read the test split.
     """
     started = time.perf_counter()
-    strength, scores = BASELINES[name].run(task, splits, test)
-    return BaselineResult(name, strength, scores, time.perf_counter() - started)
+    strength, totals = BASELINES[name].run(task, splits, test)
+    scores = {split: read(metrics) for split, metrics in totals.items()}
+    outcomes = {split: found for split, metrics in totals.items()
+                if isinstance(found := metrics["outcomes"], Outcomes)}  # fmt: skip
+    return BaselineResult(name, strength, scores, time.perf_counter() - started, outcomes)
 
 
 def _texts(examples: Sequence[LabelledText]) -> list[str]:

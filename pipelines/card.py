@@ -6,8 +6,10 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.calibrate import Calibration
 from pipelines.figures import figure
 from seqapp import config
+from seqapp.calibration import BINS
 from seqapp.metrics import Confusion, Metric, Ratio, wilson_interval
 from seqapp.nn.recurrent import ENCODERS
 from seqapp.tasks import Task
@@ -37,8 +39,16 @@ def intervals(task: Task[Any, Any], totals: Mapping[str, Metric], examples: int)
 
 
 def network_of(spec: Mapping[str, Any]) -> str:
-    """The kinds of the first network that a model spec names, such as "birnn of lstm"; else that of the model."""
-    return next(iter(_networks(spec)), str(spec["kind"]))
+    """The kinds of the first network that a model spec names, such as "birnn of lstm"; else that of the model.
+
+    Of a model that attends its attention, too: "lstm, additive attention" or "lstm, no attention".
+    """
+    found = next(iter(_networks(spec)), str(spec["kind"]))
+    attention = spec.get("attention")
+    if not isinstance(attention, Mapping):
+        return found
+    kind = str(attention["kind"]).replace("_", "-")
+    return f"{found}, {'no' if kind == 'none' else kind} attention"
 
 
 def _networks(spec: Any) -> list[str]:
@@ -69,6 +79,8 @@ def model_card(
     machine: Mapping[str, Any],
     source: Mapping[str, str],
     sample: str | None = None,
+    calibration: Calibration | None = None,
+    costs: Mapping[str, str] | None = None,
 ) -> str:
     """Markdown.
 
@@ -88,6 +100,8 @@ def model_card(
         machine: what it ran on.
         source: the git commit, if known.
         sample: what the model says by itself, if anything.
+        calibration: how sure it is of its answers, if they are probabilities of classes.
+        costs: what is paid for an answer -> the figure with its unit.
     """
     scores = {split: {key: value for metric in total.values() for key, value in metric.scores().items()}
               for split, total in totals.items()}  # fmt: skip
@@ -118,6 +132,9 @@ def model_card(
     )
     # Indented, since a sample may hold any fence.
     said = f"## What it says\n\n{textwrap.indent(sample.strip(), '    ')}\n\n" if sample else ""
+    honest = f"{_honesty(calibration)}\n\n" if calibration else ""
+    listed = "\n".join(f"- {what}: {paid}" for what, paid in (costs or {}).items())
+    paid = f"## Cost\n\n{listed}\n\n" if listed else ""
     return f"""# {name}
 
 {task.describe()}
@@ -128,7 +145,7 @@ def model_card(
 
 {about}
 
-## Data
+{honest}## Data
 
 {data_name}
 
@@ -143,7 +160,7 @@ def model_card(
 {config.dump(resolved).strip()}
 ```
 
-{said}## Limits
+{paid}{said}## Limits
 
 {task.limits}
 
@@ -155,3 +172,37 @@ def model_card(
 - machine: {", ".join(f"{key} {value}" for key, value in machine.items() if value is not None)}
 - seed: {resolved["train"]["seed"]}
 """
+
+
+def _honesty(calibration: Calibration) -> str:
+    """The section on how sure the model is."""
+    scaled = calibration.temperature is not None
+    names = {"ece": "calibration error", "brier": "Brier score", "nll": "nll"}
+    heads = [f"{name}{when}" for name in names.values() for when in ((" before", " after") if scaled else ("",))]
+    rows = []
+    for split, before in calibration.before.items():
+        after = calibration.after[split].scores()
+        cells = [split, f"{int(before.counts.sum()):,}"]
+        for score, value in before.scores().items():
+            cells += [figure(told, share=score == "ece") for told in ((value, after[score]) if scaled else (value,))]
+        rows.append(f"| {' | '.join(cells)} |")
+    done = "Probabilities are those of the logits as they are."
+    if scaled:
+        done = f"""Logits are divided by the temperature {calibration.temperature:.4g} before they become probabilities;
+no label changes (Guo et al. 2017). It was fitted on the validation split, whose figures after it are therefore a
+little too good."""
+    if calibration.note:
+        done += f"\nNote: {calibration.note}."
+    judge = "test" if "test" in calibration.after else "validation"
+    error = figure(calibration.after[judge].scores()["ece"], share=True)
+    return f"""## Calibration
+
+{done}
+
+| {" | ".join(["split", "answers", *heads])} |
+|{"---|" * (2 + len(heads))}
+{chr(10).join(rows)}
+
+The calibration error (ECE, {BINS} bins) is how far, on average, the share of right answers lies from how sure the
+model says it is: {error} on the {judge} split. At 0, of the answers given with 80 % about 80 in 100 are right. The
+nll of the table at the top is that of the logits as they are."""

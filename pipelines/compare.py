@@ -1,114 +1,204 @@
-"""Runs side by side: only those measured on the same data, by the same score, stand in one table."""
+"""Finished runs side by side: which of them compare, how certain each is, and which one to keep.
+
+Only runs measured on the same data by the same definition of the score stand in one table. Runs that differ in their
+seed alone are one row. docs/comparing.md tells people what the figures mean.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
-from rich.table import Table
-
-from pipelines.figures import figure
+from pipelines.outcomes import fetch_outcomes
 from seqapp.errors import SeqappError
 from seqapp.metrics import wilson_interval
+from seqapp.outcomes import Difference, Outcomes, difference, holm, intervals, mean
 from seqapp.references import connect, masked, tracking_uri
 
 PAGE = 1000
 """Runs in one answer of the tracking server; it allows no more than 50,000."""
+SHOWN = 30
+"""Most rows of a table, unless all are asked for: the outcomes of each are fetched."""
+FETCHERS = 4
+"""Runs whose outcomes are fetched at a time."""
+LISTED = 3
+"""Most rows that a sentence names."""
+SIGNIFICANT = 0.05
+KIND, COMPARISON = "kind", "comparison"
+"""The tag of the run that holds the comparison itself."""
+PARENT, REPRODUCES = "mlflow.parentRunId", "reproduces"
+NOT_LEARNED = ("train.seed", "train.devices", "train.nodes", "train.test", "train.model_name")
+"""Params that make no other configuration."""
+SPLITS = ("validation", "test")
 
 
 @dataclass(frozen=True)
+class Quality:
+    """A score of one or several runs.
+
+    Args:
+        value: the mean over the runs.
+        lowest: of them.
+        highest: of them.
+        interval: of 95 %, over the choice of items; None where nothing tells.
+    """
+
+    value: float
+    lowest: float
+    highest: float
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Row:
-    """One run as the comparison shows it."""
+    """One configuration of a network, or a baseline, with all of its seeds.
+
+    Args:
+        name: of the newest run.
+        network: such as "lstm", or "none (linear)" of a baseline.
+        differs: what sets it apart from rows of the same name, such as "hidden_size=64".
+        run_ids: the newest first.
+        seeds: how many runs with other seeds are in it.
+        quality: split -> the score that chose between epochs.
+        further: a better-known score on the test split and its name, where the one that chooses is odd.
+        outcomes: split -> the mean summands of each item.
+        switch: the choice that would train another network, such as "model.encoder.kind=gru".
+        parameters: trained numbers.
+        seconds: of training.
+        tokens_per_second: of training, in its last epoch.
+        memory: bytes at most, in training.
+        latency: milliseconds of one answer.
+        size: bytes of the bundle.
+    """
 
     name: str
     network: str
-    run_id: str
-    digest: tuple[str, str]
-    """Of the validation and the test data."""
-    dataset: str
-    metric: tuple[str, str]
-    """The score that chose between epochs, and whether "max" or "min" is better."""
-    scale: str
-    """What the score is: "share of examples" has an interval, "share" is shown in percent, "number" as it is."""
-    validation: float
-    test: float | None
-    test_examples: int
-    parameters: int | None
-    seconds: float
-    tokens_per_second: float | None
-    seed: str
+    differs: str
+    run_ids: tuple[str, ...]
+    seeds: int
+    quality: Mapping[str, Quality]
+    further: tuple[str, Quality] | None = None
+    outcomes: Mapping[str, Outcomes] = field(default_factory=dict, repr=False)
+    switch: str = ""
+    parameters: float | None = None
+    seconds: float | None = None
+    tokens_per_second: float | None = None
+    memory: float | None = None
+    latency: float | None = None
+    size: float | None = None
+
+    @property
+    def baseline(self) -> bool:
+        """Whether it is a simple method, which no server answers with."""
+        return self.network.startswith("none (")
 
 
-def collect(task: str, *, runs: Sequence[str] = (), every: bool = False) -> list[Row]:
-    """Finished runs of a task, the newest of each name and network unless ``every``.
+@dataclass(frozen=True)
+class Group:
+    """Rows that compare.
 
     Args:
-        task: the experiment, such as "sentiment".
-        runs: only these run ids.
-        every: also older runs of the same name.
+        dataset: its name.
+        digests: of the validation and the test data.
+        metric: the score, and whether "max" or "min" is better.
+        definition: of the score.
+        scale: "share of examples" or "share" is shown in percent, "number" as it is.
+        rows: the best on validation first.
+        left_out: rows that are not shown.
+        run_ids: of all runs that compare, shown or not.
+        apart: why they do not compare with the first group; empty for that.
+        advice: which one to keep, and why.
+    """
+
+    dataset: str
+    digests: tuple[str, str]
+    metric: tuple[str, str]
+    definition: str
+    scale: str
+    rows: list[Row]
+    left_out: int = 0
+    run_ids: frozenset[str] = frozenset()
+    apart: str = ""
+    advice: str = ""
+
+    @property
+    def share(self) -> bool:
+        """Whether the score is shown in percent."""
+        return self.scale != "number"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All groups of one task, the one with the newest run first."""
+
+    task: str
+    experiment_id: str
+    groups: list[Group]
+
+
+Told = Callable[[int, int], None]
+"""How many runs of how many have been read."""
+
+
+def compare(
+    task: str | None = None, *, runs: Sequence[str] = (), every: bool = False, told: Told = lambda done, total: None
+) -> list[Comparison]:
+    """Compare the finished runs of a task, or of each task that has any.
+
+    Args:
+        task: the experiment, such as "sentiment"; None: all.
+        runs: only these: ids, or beginnings of ids that fit one run.
+        every: each run a row, also older ones of the same configuration and all trials of a sweep.
+        told: called as outcomes are fetched.
 
     Raises:
-        SeqappError: if there is no such experiment or no finished run.
+        SeqappError: if there is no such experiment, no finished run, or no run of such an id.
     """
+    found = _candidates(task)
+    if runs:
+        found = _selected(found, runs)
+    kept = {name: _grouped(group, every=every, chosen=bool(runs)) for name, (_, group) in found.items()}
+    ids = [run.info.run_id for groups in kept.values() for _, rows, _ in groups for row in rows for run in row]
+    outcomes = _fetched(ids, told)
+    comparisons = []
+    for name, groups in kept.items():
+        drawn = [_group(*group, outcomes) for group in groups]
+        # Runs that differ in their seed alone are no choice, even where each is shown.
+        advised = [_group(*group, outcomes) for group in _grouped(found[name][1], chosen=True)] if every else drawn
+        drawn = [replace(group, apart=_apart(drawn[0], group), advice=advise(judged))
+                 for group, judged in zip(drawn, advised, strict=True)]  # fmt: skip
+        comparisons.append(Comparison(name, found[name][0], drawn))
+    return comparisons
+
+
+# Which runs
+
+
+def _candidates(task: str | None) -> dict[str, tuple[str, list[Any]]]:
+    """Task -> the id of its experiment and its finished runs with a validation score, the newest first."""
     client = connect(create=False)
-    experiment = client.get_experiment_by_name(task)
-    if experiment is None:
-        known = ", ".join(found.name for found in client.search_experiments()) or "none"
-        raise SeqappError(f"no runs of {task!r} at {masked(tracking_uri())}; experiments there: {known}")
-    rows: list[Row] = []
-    seen = set()
-    for run in _finished(client, experiment.experiment_id):
-        if runs and run.info.run_id not in runs:
-            continue
-        row = _row(run)
-        if row is None:
-            continue
-        key = (row.name, row.network, row.digest, row.metric)
-        if every or runs or key not in seen:
-            rows.append(row)
-        seen.add(key)
-    if not rows:
-        raise SeqappError(f"no finished run of {task!r} with a validation score at {masked(tracking_uri())}")
-    return rows
-
-
-def tables(rows: Sequence[Row]) -> list[Table]:
-    """One table per data set and score, the best on validation first."""
-    drawn = []
-    for digest, metric in dict.fromkeys((row.digest, row.metric) for row in rows):
-        name, direction = metric
-        group = [row for row in rows if (row.digest, row.metric) == (digest, metric)]
-        group.sort(key=lambda row: row.validation, reverse=direction == "max")
-        data = f"validation data {digest[0][:8]}, test data {digest[1][:8] or 'none'}"
-        table = Table(title=f"{group[0].dataset} ({data})", title_justify="left")
-        heads = ["run", "network", f"validation {name}", f"test {name}"]
-        if any(row.scale == "share of examples" for row in group):
-            heads.append("95 % interval")
-        for column in (*heads, "parameters", "time", "tokens/s"):
-            table.add_column(column, justify="left" if column in ("run", "network") else "right")
-        for place, row in enumerate(group):
-            share = row.scale != "number"
-            cells = [row.name, row.network, figure(row.validation, share=share)]
-            cells.append("" if row.test is None else figure(row.test, share=share))
-            if len(heads) > 4:
-                cells.append(_interval(row))
-            table.add_row(
-                *cells,
-                "" if row.parameters is None else f"{row.parameters:,}",
-                f"{row.seconds:.0f} s",
-                "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
-                style="bold" if place == 0 else "",
-            )
-        drawn.append(table)
-    return drawn
-
-
-def _interval(row: Row) -> str:
-    if row.scale != "share of examples" or row.test is None or not row.test_examples:
-        return ""
-    low, high = wilson_interval(row.test * row.test_examples, row.test_examples)
-    return f"{low:.1%} - {high:.1%}"
+    where = masked(tracking_uri())
+    if task is None:
+        experiments = client.search_experiments()
+    else:
+        experiments = [client.get_experiment_by_name(task)]
+        if experiments == [None]:
+            known = ", ".join(found.name for found in client.search_experiments()) or "none"
+            raise SeqappError(f"no runs of {task!r} at {where}; experiments there: {known}")
+    found = {}
+    for experiment in experiments:
+        runs = [run for run in _finished(client, experiment.experiment_id) if _measured(run)]
+        if runs:
+            found[experiment.name] = experiment.experiment_id, runs
+    if not found:
+        of = "" if task is None else f" of {task!r}"
+        raise SeqappError(f"no finished run{of} with a validation score at {where}; `seqapp train CONFIG` makes one")
+    return found
 
 
 def _finished(client: Any, experiment_id: str) -> Iterator[Any]:
@@ -128,25 +218,425 @@ def _finished(client: Any, experiment_id: str) -> Iterator[Any]:
             return
 
 
-def _row(run: Any) -> Row | None:
-    values, tags = run.data.metrics, run.data.tags
+def _metric(run: Any) -> str:
     # Runs without these tags are older than they are; all of those are of sentiment.
-    name = tags.get("metric", "accuracy")
-    if f"best_validation/{name}" not in values:
-        return None
-    return Row(
-        name=run.info.run_name,
-        network=tags.get("network", ""),
-        run_id=run.info.run_id,
-        digest=(tags.get("validation_digest", ""), tags.get("test_digest", "")),
+    return str(run.data.tags.get("metric", "accuracy"))
+
+
+def _score(run: Any) -> float:
+    return float(run.data.metrics[f"best_validation/{_metric(run)}"])
+
+
+def _measured(run: Any) -> bool:
+    if run.data.tags.get(KIND) == COMPARISON or f"best_validation/{_metric(run)}" not in run.data.metrics:
+        return False
+    return math.isfinite(_score(run))
+
+
+def _selected(found: Mapping[str, tuple[str, list[Any]]], wanted: Sequence[str]) -> dict[str, tuple[str, list[Any]]]:
+    """Those runs alone whose ids begin so.
+
+    Raises:
+        SeqappError: for one that fits no run, or several.
+    """
+    ids = [run.info.run_id for _, runs in found.values() for run in runs]
+    chosen = set()
+    for begin in wanted:
+        fitting = [run_id for run_id in ids if begin and run_id.startswith(begin)]
+        if len(fitting) != 1:
+            what = f"{len(fitting)} finished runs have ids" if fitting else "no finished run with a score has an id"
+            fits = "more of it fits" if fitting else f"there is {ids[0]}, the newest of {len(ids)}"
+            raise SeqappError(f"{what} that begin{'' if fitting else 's'} with {begin!r} ({', '.join(found)}); {fits}")
+        chosen.add(fitting[0])
+    kept = {name: (experiment_id, [run for run in runs if run.info.run_id in chosen])
+            for name, (experiment_id, runs) in found.items()}  # fmt: skip
+    return {name: (experiment_id, runs) for name, (experiment_id, runs) in kept.items() if runs}
+
+
+Key = tuple[str, str, str]
+"""Of what compares: digest of the validation data, of the test data, definition of the score."""
+
+
+def _key(run: Any) -> Key:
+    tags = run.data.tags
+    return tags.get("validation_digest", ""), tags.get("test_digest", ""), tags.get("metric_definition", _metric(run))
+
+
+def _grouped(
+    runs: Sequence[Any], *, every: bool = False, chosen: bool = False
+) -> list[tuple[list[Any], list[list[Any]], int]]:
+    """For each group of runs that compare: all of its runs, the runs of each row to show, and how many rows are not.
+
+    Args:
+        runs: the newest first.
+        every: each run is a row.
+        chosen: somebody has chosen the runs, so that none is left out.
+    """
+    groups: dict[Key, list[Any]] = defaultdict(list)
+    for run in runs:
+        if every or chosen or REPRODUCES not in run.data.tags:
+            groups[_key(run)].append(run)
+    found = []
+    for group in groups.values():
+        rows = [[run] for run in group] if every else _configurations(group)
+        total = len(rows)
+        if not every and not chosen:
+            rows = _without_trials(rows)
+        rows.sort(key=_mean_score, reverse=_better(group[0]) == "max")
+        shown = rows if every or chosen else rows[:SHOWN]
+        found.append((group, shown, total - len(shown)))
+    return found
+
+
+def _better(run: Any) -> str:
+    return str(run.data.tags.get("direction", "max"))
+
+
+def _mean_score(row: Sequence[Any]) -> float:
+    return fmean(map(_score, row))
+
+
+def _configurations(runs: Sequence[Any]) -> list[list[Any]]:
+    """Runs of one configuration together, of each seed the newest."""
+    rows: dict[Any, dict[str, Any]] = defaultdict(dict)
+    for run in runs:
+        params = {key: value for key, value in run.data.params.items() if key not in NOT_LEARNED}
+        name = "" if run.data.tags.get(PARENT) else run.info.run_name  # trials are called by their number
+        network = run.data.tags.get("network", "")
+        rows[name, network, tuple(sorted(params.items()))].setdefault(run.data.tags.get("seed", ""), run)
+    return [list(seeds.values()) for seeds in rows.values()]
+
+
+def _without_trials(rows: Sequence[list[Any]]) -> list[list[Any]]:
+    """Of the trials of one sweep, of each network the best on validation alone."""
+    kept, trials = [], defaultdict(list)
+    for row in rows:
+        parents = {run.data.tags.get(PARENT) for run in row}
+        if None in parents:
+            kept.append(row)
+        else:
+            trials[min(parents, key=str), row[0].data.tags.get("network", "")].append(row)
+    for group in trials.values():
+        choose = max if _better(group[0][0]) == "max" else min
+        kept.append(choose(group, key=_mean_score))
+    return kept
+
+
+def _fetched(ids: Sequence[str], told: Told) -> dict[str, dict[str, Outcomes]]:
+    with ThreadPoolExecutor(FETCHERS) as pool:
+        found = {}
+        for place, (run_id, outcomes) in enumerate(zip(ids, pool.map(fetch_outcomes, ids), strict=True)):
+            found[run_id] = outcomes
+            told(place + 1, len(ids))
+        return found
+
+
+# Rows
+
+
+def _group(
+    runs: Sequence[Any],
+    rows: Sequence[list[Any]],
+    left_out: int,
+    outcomes: Mapping[str, Mapping[str, Outcomes]],
+) -> Group:
+    newest, tags = runs[0], runs[0].data.tags
+    validation, test, definition = _key(newest)
+    # What a share is of decides between an interval of Wilson's and none; a baseline may not know.
+    scales = [run.data.tags.get("scale", "share of examples" if "metric" not in run.data.tags else "number")
+              for run in runs]  # fmt: skip
+    scale = min(scales, key=("share of examples", "share", "number").index)
+    made = [_row(row, outcomes) for row in rows]
+    made = [replace(row, differs=differs) for row, differs in zip(made, _differences(rows), strict=True)]
+    return Group(
         dataset=tags.get("dataset", ""),
-        metric=(name, tags.get("direction", "max")),
-        scale=tags.get("scale", "share of examples" if "metric" not in tags else "number"),
-        validation=values[f"best_validation/{name}"],
-        test=values.get(f"test/{name}"),
-        test_examples=int(values.get("test/examples", 0)),
-        parameters=int(values["parameters"]) if "parameters" in values else None,
-        seconds=values.get("seconds", 0.0),
-        tokens_per_second=values.get("train/tokens_per_second"),
-        seed=tags.get("seed", ""),
+        digests=(validation, test),
+        metric=(_metric(newest), _better(newest)),
+        definition=definition,
+        scale=scale,
+        rows=_certain(made, [row[0] for row in rows], scale),
+        left_out=left_out,
+        run_ids=frozenset(run.info.run_id for run in runs),
     )
+
+
+def _row(runs: Sequence[Any], outcomes: Mapping[str, Mapping[str, Outcomes]]) -> Row:
+    newest, metric = runs[0], _metric(runs[0])
+
+    def figure(name: str) -> float | None:
+        values = [run.data.metrics[name] for run in runs if name in run.data.metrics]
+        return fmean(values) if values else None
+
+    quality = {}
+    for split, name in (("validation", f"best_validation/{metric}"), ("test", f"test/{metric}")):
+        values = [run.data.metrics[name] for run in runs if name in run.data.metrics]
+        if values:
+            quality[split] = Quality(fmean(values), min(values), max(values))
+    return Row(
+        name=newest.info.run_name or newest.info.run_id[:8],
+        network=newest.data.tags.get("network", ""),
+        differs="",
+        run_ids=tuple(run.info.run_id for run in runs),
+        seeds=len(runs),
+        quality=quality,
+        outcomes=_mean_outcomes([outcomes[run.info.run_id] for run in runs]),
+        switch=_switch(newest.data.params),
+        parameters=figure("parameters"),
+        seconds=figure("seconds"),
+        tokens_per_second=figure("train/tokens_per_second"),
+        memory=figure("peak_memory_bytes"),
+        latency=figure("latency_ms"),
+        size=figure("bundle_bytes"),
+    )
+
+
+def _mean_outcomes(runs: Sequence[Mapping[str, Outcomes]]) -> dict[str, Outcomes]:
+    found = {}
+    for split in SPLITS:
+        try:
+            found[split] = mean([run[split] for run in runs])
+        except (KeyError, ValueError):
+            continue  # some of these runs are older than outcomes are
+    return found
+
+
+def _switch(params: Mapping[str, str]) -> str:
+    """The choice that makes an LSTM a GRU, or another network an LSTM."""
+    kinds = {key: value for key, value in sorted(params.items()) if key.startswith("model.") and key.endswith(".kind")}
+    for one, other in (("lstm", "gru"), ("gru", "lstm")):
+        if fitting := [key for key, value in kinds.items() if value == one]:
+            return " ".join(f"{key}={other}" for key in fitting)
+    return ""
+
+
+def _differences(rows: Sequence[Sequence[Any]]) -> list[str]:
+    """What sets each row apart from those of the same name and network: a few params, by the end of their names."""
+    alike = defaultdict(list)
+    for row in rows:
+        alike[row[0].info.run_name, row[0].data.tags.get("network")].append(row[0])
+    told = []
+    for run in (row[0] for row in rows):
+        group = alike[run.info.run_name, run.data.tags.get("network")]
+        keys = sorted({key for other in group for key in other.data.params}.difference(NOT_LEARNED))
+        apart = [key for key in keys if len({other.data.params.get(key) for other in group}) > 1]
+        values = [run.data.params.get(key) for key in apart]
+        shown = [f"{key.rpartition('.')[2]}={value}" for key, value in zip(apart[:2], values, strict=False)]
+        shown += ["..."] if len(apart) > len(shown) else []
+        if (
+            run.data.tags.get("seed")
+            and sum([other.data.params.get(key) for key in apart] == values for other in group) > 1
+        ):
+            shown.append(f"seed={run.data.tags['seed']}")
+        told.append(", ".join(shown))
+    return told
+
+
+def _certain(rows: Sequence[Row], runs: Sequence[Any], scale: str) -> list[Row]:
+    """The rows with their intervals."""
+    made = list(rows)
+    for split in SPLITS:
+        for places in _paired(made, split).values():
+            models = [made[place].outcomes[split] for place in places]
+            _, *others = models[0].scores_of
+            bounds = intervals(models)
+            more = intervals(models, others[0]) if others and split == "test" else [None] * len(models)
+            for place, model, ends, further_ends in zip(places, models, bounds, more, strict=True):
+                row = made[place]
+                if split in row.quality:
+                    row = replace(row, quality={**row.quality, split: replace(row.quality[split], interval=ends)})
+                if others and split == "test":
+                    value = model.score(others[0])
+                    row = replace(row, further=(others[0], Quality(value, value, value, further_ends)))
+                made[place] = row
+    if scale != "share of examples":
+        return made
+    # Without outcomes, or where all items are right, so that every sample of them is the same.
+    for place, (row, run) in enumerate(zip(made, runs, strict=True)):
+        for split, quality in row.quality.items():
+            trials = int(run.data.metrics.get(f"{split}/examples", 0))
+            if quality.interval is None and trials and 0 <= quality.value <= 1:
+                bound = replace(quality, interval=wilson_interval(quality.value * trials, trials))
+                made[place] = replace(made[place], quality={**made[place].quality, split: bound})
+    return made
+
+
+def _paired(rows: Sequence[Row], split: str) -> dict[Any, list[int]]:
+    """Rows whose outcomes of a split are of equally many items and mean the same."""
+    found = defaultdict(list)
+    for place, row in enumerate(rows):
+        if split in row.outcomes:
+            one = row.outcomes[split]
+            found[len(one), one.columns, str(dict(one.scores_of))].append(place)
+    return found
+
+
+def _apart(first: Group, group: Group) -> str:
+    """Why a group does not compare with the first."""
+    if group is first:
+        return ""
+    reasons = [f"other {split} data" for split, mine, its in zip(SPLITS, group.digests, first.digests, strict=True)
+               if mine != its]  # fmt: skip
+    if group.definition != first.definition:
+        reasons.append(f"another metric ({group.definition}, not {first.definition})")
+    return " and ".join(reasons)
+
+
+# Advice
+
+
+def advise(group: Group) -> str:
+    """Which row to keep and why, from validation outcomes alone; what the test data say stands beside it.
+
+    The best on validation is the candidate. A cheaper network, one with fewer parameters or as many and a shorter
+    latency, is kept instead if its validation score does not differ significantly: paired test at 5 %, Holm over all
+    cheaper ones. Of several the cheapest is kept. A baseline is never kept, since it cannot be served.
+    """
+    networks = [row for row in group.rows if not row.baseline]
+    baselines = [row for row in group.rows if row.baseline]
+    if not networks:
+        return "There are baselines only; `seqapp train CONFIG` on the same data trains a network beside them."
+    best, *others = networks
+    cheaper = [row for row in others if _cheaper(row, best)]
+    tested = _tested(best, cheaper, "validation")
+    equal = [row for row, (_, p) in tested.items() if p > SIGNIFICANT]
+    kept = min(equal, key=_cost, default=best)
+    sentences = [_reason(group, best, kept, tested)]
+    if untested := [row.name for row in cheaper if row not in tested]:
+        sentences.append(f"{_listed(untested)} {'is' if len(untested) == 1 else 'are'} cheaper and cannot be tested "
+                         "against it: one of the runs logged no outcomes of the same items; train again.")  # fmt: skip
+    if others:
+        sentences.append(_test_says(group, kept, [row for row in networks if row is not kept]))
+    else:
+        switch = f" {best.switch}" if best.switch else ""
+        sentences.append(f"It is the only network here; a second one on the same data, such as its config with"
+                         f"{switch or ' another encoder'}, would show whether a cheaper one does.")  # fmt: skip
+    sentences.append(_baselines_say(group, kept, baselines))
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _cheaper(row: Row, than: Row) -> bool:
+    """Whether it has fewer parameters, or is another network with as many and faster."""
+    mine, its = _cost(row), _cost(than)
+    return mine[0] < its[0] or (mine < its and row.network != than.network)
+
+
+def _cost(row: Row) -> tuple[float, float]:
+    none = math.inf
+    return none if row.parameters is None else row.parameters, none if row.latency is None else row.latency
+
+
+Tested = dict[Row, tuple[Difference, float]]
+"""Row -> how far it is from another, and the p-value adjusted for all of them."""
+
+
+def _tested(one: Row, others: Iterable[Row], split: str) -> Tested:
+    """Paired tests of ``one`` against those of the others that logged outcomes of the same items."""
+    found = {}
+    for row in others:
+        try:
+            found[row] = difference(one.outcomes[split], row.outcomes[split])
+        except (KeyError, ValueError):
+            continue
+    adjusted = holm([apart.p for apart in found.values()])
+    return {row: (apart, p) for (row, apart), p in zip(found.items(), adjusted, strict=True)}
+
+
+def _reason(group: Group, best: Row, kept: Row, tested: Tested) -> str:
+    score, over = group.metric[0].replace("_", " "), _over(best, tested)
+    values = {id(row): _shown(group, row.quality["validation"].value) for row in (best, kept)}
+    if kept is not best:
+        apart, p = tested[kept]
+        if kept.parameters != best.parameters:
+            assert kept.parameters is not None
+            more = "" if best.parameters is None else f", {1 - kept.parameters / best.parameters:.0%} fewer"
+            cheap = f"with {kept.parameters:,.0f} parameters{more}"
+        else:
+            cheap = "with as many parameters and shorter answers"
+        return (f"Keep {_called(kept)}: {cheap}, its validation {score} of {values[id(kept)]} does not differ "
+                f"significantly from the {values[id(best)]} of {_called(best)}, the best "
+                f"({_p(p)}{_span(group, apart)}; {over}).")  # fmt: skip
+    because = f"Keep {_called(best)}: it has the best validation {score}, {values[id(best)]}"
+    if not tested:
+        networks = [row for row in group.rows if not row.baseline]
+        alone = any(_cheaper(row, best) for row in networks) or len(networks) == 1
+        return f"{because}." if alone else f"{because}, and no other network here is cheaper."
+    nearest = min(tested, key=lambda row: abs(tested[row][0].value))
+    apart, p = tested[nearest]
+    other = _shown(group, nearest.quality["validation"].value)
+    return (f"{because}, and every cheaper network is significantly worse; the nearest is {_called(nearest)} with "
+            f"{other} ({_p(p)}{_span(group, apart)}; {over}).")  # fmt: skip
+
+
+def _test_says(group: Group, kept: Row, others: Sequence[Row]) -> str:
+    tested = _tested(kept, others, "test")
+    if not tested or "test" not in kept.quality:
+        return ""
+    value = _shown(group, kept.quality["test"].value)
+    better = {row: p for row, (apart, p) in tested.items() if p <= SIGNIFICANT and _ahead(group, apart.value) < 0}
+    if not better:
+        return f"On the test data, which choose nothing, no other network is significantly better than its {value}."
+    told = ", ".join(f"{_called(row)} with {_shown(group, row.quality['test'].value)} ({_p(p)})"
+                     for row, p in better.items() if "test" in row.quality)  # fmt: skip
+    return f"The test data, which choose nothing, contradict: there {told} is significantly better than its {value}."
+
+
+def _baselines_say(group: Group, kept: Row, baselines: Sequence[Row]) -> str:
+    told = []
+    for row, (apart, p) in _tested(kept, baselines, "validation").items():
+        if p > SIGNIFICANT or _ahead(group, apart.value) < 0:
+            how = "not significantly different" if p > SIGNIFICANT else "better"
+            told.append(f"{row.name} ({_shown(group, row.quality['validation'].value)}, {how}, {_p(p)})")
+    if not told:
+        return ""
+    return (f"A baseline, which cannot be served, is as good on validation or better: {_listed(told)}; a network may "
+            "not be worth its cost here.")  # fmt: skip
+
+
+def _ahead(group: Group, value: float) -> float:
+    """A difference, positive where the first is better."""
+    return value if group.metric[1] == "max" else -value
+
+
+def _called(row: Row) -> str:
+    about = ", ".join(part for part in (row.network, row.differs) if part)
+    return f"{row.name} ({about})" if about else row.name
+
+
+def _over(best: Row, tested: Tested) -> str:
+    if not tested:
+        return ""
+    count = f", Holm over {len(tested)} comparisons" if len(tested) > 1 else ""
+    return f"paired randomisation test over {len(best.outcomes['validation']):,} items, 5 % level{count}"
+
+
+def _p(p: float) -> str:
+    return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
+
+
+def _span(group: Group, apart: Difference) -> str:
+    """How far the candidate is ahead."""
+    if apart.interval is None:
+        return ""
+    low, high = sorted(_ahead(group, end) for end in apart.interval)
+    unit, factor = (" points", 100) if group.share else ("", 1)
+    return f", 95 % interval of its lead {factor * low:.3g} to {factor * high:.3g}{unit}"
+
+
+def _shown(group: Group, value: float) -> str:
+    return shown(value, share=group.share)
+
+
+def shown(value: float, *, share: bool) -> str:
+    """A score in a table: a share in percent, anything else to four digits.
+
+    Args:
+        value: the score.
+        share: it counts something, and lies in [0, 1].
+    """
+    return f"{value:.1%}" if share else f"{value:.4g}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) > LISTED:
+        names = [*names[:LISTED], f"{len(names) - LISTED} more"]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

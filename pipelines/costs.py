@@ -6,7 +6,7 @@ import copy
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -87,3 +87,11 @@ def latency(
         task.predict(frozen, [inputs[len(times) % len(inputs)]])
         times.append(clock() - before)
     return statistics.median(times)
+
+
+def told(costs: Mapping[str, float]) -> dict[str, str]:
+    """What a person reads of ``latency_ms`` and ``peak_memory_bytes``: what it is -> the figure with its unit."""
+    return {
+        "one answer to one input, median": f"{costs['latency_ms']:.1f} ms",
+        "memory at most in training": f"{costs['peak_memory_bytes'] / 1e6:,.0f} MB",
+    }

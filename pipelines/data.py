@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
 from seqapp.data import streams
-from seqapp.data.batching import LengthBuckets
+from seqapp.data.batching import Idle, LengthBuckets
 from seqapp.data.splits import Splits
 from seqapp.errors import DataError, SeqappError
 from seqapp.tasks import InputError, Task
@@ -36,6 +36,8 @@ class Batches(Dataset[Any]):
         return len(self.items)
 
     def __getitem__(self, rows: list[int]) -> Any:
+        if not rows:
+            return Idle()
         items = [self.items[row] for row in rows]
         if self.augment:
             seed, epoch = self.buckets.seed, self.buckets.epoch
@@ -49,31 +51,39 @@ class Batches(Dataset[Any]):
 class Pieces(Iterable[Any]):
     """The pieces of each batch, one batch after the other, for truncated back-propagation through time.
 
+    Of several processes one whose rows have all ended gets an :class:`Idle` for each piece that is left to the others.
+
     Args:
         task: cuts a batch.
         loader: of the batches.
-        batches: the longest row of each batch that ``loader`` gives, in its order.
+        batches: the longest row of each batch that ``loader`` gives, 0 without rows, and of what all processes get of
+            it, in its order.
         steps: most positions in one piece.
     """
 
-    def __init__(self, task: Task[Any, Any], loader: DataLoader[Any], batches: Sequence[int], steps: int) -> None:
+    def __init__(
+        self, task: Task[Any, Any], loader: DataLoader[Any], batches: Sequence[tuple[int, int]], steps: int
+    ) -> None:
         self.task, self.loader, self.steps = task, loader, steps
-        self.counts = [-(-longest // steps) for longest in batches]
+        self.owned = [-(-own // steps) for own, _ in batches]
+        self.counts = [-(-longest // steps) for _, longest in batches]
 
     def __len__(self) -> int:
         return sum(self.counts)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch, count in zip(self.loader, self.counts, strict=True):
-            cut = 0
-            for piece in self.task.chunks(batch, self.steps):
+        for batch, own, count in zip(self.loader, self.owned, self.counts, strict=True):
+            cut, idle = 0, Idle()
+            for piece in self.task.chunks(batch, self.steps) if own else ():
                 yield piece
+                idle = Idle(self.task.weight(piece)) if self.task.weighs_whole else idle
                 cut += 1
-            if cut != count:
+            if cut != own:
                 # Lightning would end the epoch at the announced length and say nothing.
                 raise SeqappError(
-                    f"{type(self.task).__name__}.chunks makes {cut} piece(s) of a batch whose lengths announce {count}"
+                    f"{type(self.task).__name__}.chunks makes {cut} piece(s) of a batch whose lengths announce {own}"
                 )
+            yield from [idle] * (count - own)
 
 
 class Data(pl.LightningDataModule):
@@ -87,6 +97,8 @@ class Data(pl.LightningDataModule):
         seed: of the order of batches.
         truncate: most positions of a training row that are learned from at once, the rest following in pieces; 0 takes
             whole rows, which a stream has not.
+        rank: of this process, from 0; it trains and validates on its share of each batch.
+        world: number of processes.
 
     Raises:
         DataError: naming data set, split and example, if one cannot be encoded.
@@ -102,8 +114,11 @@ class Data(pl.LightningDataModule):
         batch_rows: int,
         seed: int,
         truncate: int = 0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         super().__init__()
+        self.rank, self.world = rank, world
         self.task, self.splits = task, splits
         self.batch_tokens, self.batch_rows, self.seed, self.truncate = batch_tokens, batch_rows, seed, truncate
         self.train_items: Any = self.encode("train") if splits.train else []
@@ -127,11 +142,23 @@ class Data(pl.LightningDataModule):
         epoch = self.trainer.current_epoch if self.trainer else 0
         if self.task.streams:
             return streams.training_pieces(
-                self.train_items, rows=self.batch_rows, steps=self.truncate, seed=self.seed, epoch=epoch
+                self.train_items,
+                rows=self.batch_rows,
+                steps=self.truncate,
+                seed=self.seed,
+                epoch=epoch,
+                rank=self.rank,
+                world=self.world,
             )
         lengths = [self.task.augmented_length(item) for item in self.train_items]
         buckets = LengthBuckets(
-            lengths, max_tokens=self.batch_tokens, max_rows=self.batch_rows, seed=self.seed, shuffle=True
+            lengths,
+            max_tokens=self.batch_tokens,
+            max_rows=self.batch_rows,
+            seed=self.seed,
+            shuffle=True,
+            rank=self.rank,
+            world=self.world,
         )
         # Epochs differ in their number of batches; Lightning asks for each epoch anew and counts what it gets.
         buckets.set_epoch(epoch)
@@ -139,18 +166,27 @@ class Data(pl.LightningDataModule):
         if not self.truncate:
             return loader
         # A task that can be cut along time has rows of one side.
-        longest = [max(cast(int, lengths[row]) for row in rows) for rows in buckets.batches()]
+        sizes = [[cast(int, lengths[row]) for row in rows] for rows in buckets.batches()]
+        longest = [(max(rows[self.rank :: self.world], default=0), max(rows)) for rows in sizes]
         return Pieces(self.task, loader, longest, self.truncate)
 
     def val_dataloader(self) -> DataLoader[Any] | streams.Pieces:
-        return self.evaluation_dataloader(self.validation_items)
+        return self.evaluation_dataloader(self.validation_items, rank=self.rank, world=self.world)
 
-    def evaluation_dataloader(self, items: Any) -> DataLoader[Any] | streams.Pieces:
-        """Batches of ``items`` as they are, sorted by length; or the pieces of a stream."""
+    def evaluation_dataloader(self, items: Any, *, rank: int = 0, world: int = 1) -> DataLoader[Any] | streams.Pieces:
+        """Batches of ``items`` as they are, sorted by length; or the pieces of a stream.
+
+        Args:
+            items: what :meth:`encode` returned.
+            rank: of this process, from 0; only its share is read.
+            world: number of processes that share; one reads all.
+        """
         if self.task.streams:
-            return streams.evaluation_pieces(items)
+            return streams.evaluation_pieces(items, rank=rank, world=world)
         lengths = [self.task.length(item) for item in items]
-        buckets = LengthBuckets(lengths, max_tokens=4 * self.batch_tokens, max_rows=256, shuffle=False)
+        buckets = LengthBuckets(
+            lengths, max_tokens=4 * self.batch_tokens, max_rows=256, shuffle=False, rank=rank, world=world
+        )
         return self._loader(items, buckets, augment=False)
 
     def _loader(self, items: Sequence[Any], buckets: LengthBuckets, *, augment: bool) -> DataLoader[Any]:

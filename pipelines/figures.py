@@ -1,4 +1,4 @@
-"""Pictures that a person looks at: learning curves, the confusion matrix, attention, BLEU by length."""
+"""Pictures that a person looks at: learning curves, the confusion matrix, reliability, attention, BLEU by length."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from pipelines.diagnose_figures import COLOURS, MOST_CURVES, STYLES
+from seqapp.calibration import BINS, Reliability
 from seqapp.metrics import Confusion
 from seqapp.translation_scores import LengthRow
 
 TRAIN, VALIDATION = "#4c78a8", "#e45756"
+FEW = 10
+"""Answers in a bin below which their share of right ones is drawn faintly: it says little."""
 LARGEST_SIDE = 20.0
 """Of a matrix of attention, in inches, its labels left out."""
 
@@ -87,6 +92,53 @@ def confusion_matrix(confusion: Confusion, title: str) -> Figure:
     axes.set_xticklabels(names, rotation=30 if len(names) > 3 else 0, ha="right" if len(names) > 3 else "center")
     axes.set_yticklabels(names)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    return figure
+
+
+def reliability_diagram(parts: Mapping[str, Reliability], title: str) -> Figure:
+    """How often answers were right over how sure the model was, above how many there are (Guo et al. 2017, figure 1).
+
+    A dot stands at the mean confidence of its bin, so that its distance from the diagonal, upwards or downwards, is
+    what the bin adds to the calibration error, in proportion to its answers.
+
+    Args:
+        parts: what a panel is called -> the reliability it shows; at least one.
+        title: above the picture.
+    """
+    figure = Figure(figsize=(0.6 + 4.4 * len(parts), 5.4), layout="constrained")
+    figure.suptitle(title, parse_math=False)
+    grid = figure.subplots(2, len(parts), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False)
+    edges = np.linspace(0, 1, BINS + 1)
+    # With two classes no confidence is below one half, and the picture would be half empty.
+    left = edges[min(BINS // 2, *(int(part.counts.nonzero()[0]) for part in parts.values()))]
+    most = max(int(part.counts.max()) for part in parts.values())
+    for column, (name, part) in enumerate(parts.items()):
+        counts = part.counts.numpy()
+        held = counts > 0
+        accuracy, confidence = (sums.numpy()[held] / counts[held] for sums in (part.right, part.confidence))
+        upper, lower = grid[:, column]
+        faint = np.where(counts[held] < FEW, 0.3, 1.0)
+        bars = upper.bar(edges[:-1][held], accuracy, 1 / BINS, align="edge", color=TRAIN, edgecolor="white")
+        for bar, alpha in zip(bars, faint, strict=True):
+            bar.set_alpha(alpha)
+        upper.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1)
+        upper.scatter(confidence, accuracy, 22, color=VALIDATION, alpha=faint, zorder=3, clip_on=False)
+        scores = part.scores()
+        upper.set(xlim=(left, 1), ylim=(0, 1.02))
+        upper.set_title(f"{name}\nECE {scores['ece']:.2%}, Brier {scores['brier']:.3f}", fontsize=10, parse_math=False)
+        upper.grid(alpha=0.3)
+        drawn = lower.bar(edges[:-1], counts, 1 / BINS, align="edge", color="0.7", edgecolor="white")
+        lower.bar_label(drawn, [f"{count:,}" if count else "" for count in counts], fontsize=6.5, padding=1)
+        lower.set(xlabel="confidence: probability of the label", ylim=(0, 1.25 * most))
+        lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    grid[0, 0].set(ylabel="share that is right")
+    grid[1, 0].set(ylabel="answers")
+    legend = (
+        Patch(color=TRAIN, label=f"share that is right (faint: fewer than {FEW} answers)"),
+        Line2D([], [], color=VALIDATION, marker="o", markersize=5, linewidth=0, label="at its mean confidence"),
+        Line2D([], [], color="0.4", linestyle="--", linewidth=1, label="as sure as right"),
+    )
+    figure.legend(handles=legend, loc="outside lower center", ncols=2 if len(parts) > 1 else 1, fontsize=8)
     return figure
 
 

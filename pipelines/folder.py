@@ -26,6 +26,7 @@ def open_run(
     digests: Mapping[str, str],
     data_name: str,
     *,
+    sizes: Mapping[str, int],
     resume: bool,
     runs: Path,
     tags: Mapping[str, str],
@@ -38,6 +39,7 @@ def open_run(
         resolved: the config.
         digests: split -> SHA-256.
         data_name: the data set.
+        sizes: split -> number of examples.
         resume: go on with the last unfinished run.
         runs: where folders of runs are.
         tags: further ones of a new run.
@@ -60,15 +62,17 @@ def open_run(
         "network": network_of(resolved["model"]),
         "metric": task.selection[0],
         "direction": task.selection[1],
+        "metric_definition": task.metric_definition,
         "dataset": data_name,
         "validation_digest": digests["validation"],
         "test_digest": digests["test"],
         "seed": str(resolved["train"]["seed"]),
+        "command": tracking.command(),
         **tracking.source_tags(),
         **tags,
     }
     run_id = tracking.create_run(experiment, name, about)
-    tracking.log_start(run_id, resolved, digests, data_name)
+    tracking.log_start(run_id, resolved, digests, data_name, sizes)
     directory = runs / f"{experiment}-{name}-{run_id[:8]}"
     directory.mkdir(parents=True, exist_ok=True)
     write_state(directory, run_id, resolved, digests, finished=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,11 +15,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from pipelines.distributed import ALONE, Endings, Processes, exclude
 from pipelines.figures import figure
+from pipelines.launch import HOW_ON
 from pipelines.optim import AdamWByRow, clip_norm_, clip_value_, total_norm
+from pipelines.tracking import Stopped
 from seqapp import metrics
+from seqapp.data.batching import Idle
 from seqapp.errors import SeqappError
-from seqapp.metrics import Metric, Ratio
+from seqapp.metrics import Metric
 from seqapp.nn.heads import Head
 from seqapp.nn.ngrams import NgramBag
 from seqapp.nn.recurrent import Carry, NotFinite, map_carry
@@ -28,8 +32,6 @@ from seqapp.tasks import Task
 ParamList = tuple[Tensor, ...] | list[Tensor]
 
 log = logging.getLogger(__name__)
-
-_NO_NORM = Ratio("train/gradient_norm", torch.tensor(0.0, dtype=torch.float64), 0)
 
 
 class Reader:
@@ -70,6 +72,7 @@ class Learner(pl.LightningModule):
             run again after a kill is the same epoch.
         truncated: batches are pieces that :meth:`Task.chunks` made, in order; the carry goes from each to the next, its
             gradient does not.
+        processes: those that train together, each with its share of the rows of every batch.
 
     A model with a float attribute ``progress`` finds there, before each training step, the share of all training steps
     that are done, in [0, 1].
@@ -86,6 +89,7 @@ class Learner(pl.LightningModule):
         weight_decay: float,
         seed: int,
         truncated: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
         super().__init__()
         self.task, self.model = task, model
@@ -93,28 +97,44 @@ class Learner(pl.LightningModule):
             learning_rate, schedule, warmup, weight_decay,
         )  # fmt: skip
         self.seed, self.truncated = seed, truncated
+        self.processes = processes
+        self._tables = tables_of(model)
+        if processes.several:
+            exclude(self, self._tables)
         self._steps = 1
         self._totals: dict[str, Metric] = {}
         self._validation: dict[str, Metric] = {}
         self._tokens = 0
         self._seconds = 0.0
-        self._gradient_norm = _NO_NORM
+        self._norms: list[Tensor] = []
 
     def on_train_epoch_start(self) -> None:
         self._reader = Reader(self.task, self.model, carried=self.truncated)
-        self.task.begin_epoch(self.model, self.trainer.train_dataloader or ())
-        self._totals, self._tokens, self._gradient_norm = {}, 0, _NO_NORM
+        batches = self.trainer.train_dataloader or ()
+        self.task.begin_epoch(self.model, (batch for batch in batches if not isinstance(batch, Idle)))
+        self._totals, self._tokens, self._norms = {}, 0, []
         self._seconds = time.perf_counter()
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
-        self._learns = not self.truncated or self.task.learns(batch)
+        idle = isinstance(batch, Idle)
+        self._learns = not idle and (not self.truncated or self.task.learns(batch))
+        if self.processes.several:
+            weight = batch.weight if idle else self.task.weight(batch)
+            total, learning, stopping = self.processes.add(weight, self._learns, self._stopping())
+            if stopping:
+                raise self._stopped()
+            self._learns = learning > 0
+            # DDP averages over processes what are means over rows, tokens or answers; each of those counts the same.
+            self._share = self.processes.world * weight / total if total else 0.0
         if batch_index == 0:
             # Not earlier: a resumed epoch makes its loader, which draws a number, at another time than a first one.
-            torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
+            torch.manual_seed(self.seed * 1_000_003 + self.current_epoch + 15_485_863 * self.processes.rank)
         if isinstance(getattr(self.model, "progress", None), float):
             self.model.progress = min(1.0, self.global_step / self._steps)  # type: ignore[assignment]
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
+        if isinstance(batch, Idle):
+            return 0.0 * self._any_weights().sum()
         with self._diverging(batch_index):
             loss, new = self._reader(batch)
             if not bool(loss.isfinite()):
@@ -122,7 +142,22 @@ class Learner(pl.LightningModule):
         self._totals = metrics.add(self._totals, new)
         self._tokens += int(batch.lengths.sum())
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
-        return loss
+        return loss * self._share if self.processes.several else loss
+
+    def _any_weights(self) -> nn.Parameter:
+        """Some that DDP looks after, for a loss that says nothing."""
+        tables = {id(table) for table in self._tables}
+        return next(p for p in self.model.parameters() if p.requires_grad and id(p) not in tables)
+
+    def _stopping(self) -> bool:
+        return any(callback.stopping for callback in self.trainer.callbacks if isinstance(callback, Endings))  # type: ignore[attr-defined]
+
+    def _stopped(self) -> Stopped:
+        return Stopped(f"stopped in epoch {self.current_epoch + 1}; {HOW_ON}")
+
+    def on_after_backward(self) -> None:
+        if self.processes.several:
+            self.processes.average(self._tables)
 
     @contextmanager
     def _diverging(self, batch_index: int) -> Iterator[None]:
@@ -148,7 +183,7 @@ class Learner(pl.LightningModule):
             optimizer_closure()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        self._gradient_norm += Ratio(_NO_NORM.name, total_norm(self.model.parameters()).double(), 1)
+        self._norms.append(total_norm(self.model.parameters()).double())
 
     def configure_gradient_clipping(
         self,
@@ -166,10 +201,13 @@ class Learner(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         # Validation runs inside the epoch and has read the clock already; see on_validation_start.
+        self._totals = self.processes.add_metrics(self._totals)
+        (self._tokens,) = map(int, self.processes.add(self._tokens))
         scores = {f"train/{name}": value for name, value in metrics.read(self._totals).items()}
         scores["train/tokens_per_second"] = self._tokens / self._seconds
         scores["train/seconds"] = self._seconds
-        scores |= self._gradient_norm.scores()
+        by_norm = self.trainer.gradient_clip_algorithm != "value"
+        scores |= gradient_scores(self._norms, self.trainer.gradient_clip_val if by_norm else None)
         scores["train/learning_rate"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
         self._log(scores)
         # What callbacks log through Lightning at this moment gets the epoch as its step, too.
@@ -190,12 +228,17 @@ class Learner(pl.LightningModule):
         self._reader = Reader(self.task, self.model, carried=self.task.streams)
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
+        if self.processes.several and self._stopping():
+            raise self._stopped()
+        if isinstance(batch, Idle):
+            return
         with self._diverging(batch_index):
             _, new = self._reader(batch)
         self._validation = metrics.add(self._validation, {**new, **self.task.judge(self.model, batch)})
 
     def on_validation_epoch_end(self) -> None:
         name, _ = self.task.selection
+        self._validation = self.processes.add_metrics(self._validation)
         scores = metrics.read(self._validation)
         named = {f"validation/{key}": value for key, value in scores.items()}
         self._log(named)
@@ -217,14 +260,26 @@ class Learner(pl.LightningModule):
             logger.log_metrics(scores, step=self.current_epoch)
 
 
+def gradient_scores(norms: Sequence[Tensor], clip_norm: float | None) -> dict[str, float]:
+    """Mean and largest norm of the gradient over the steps of an epoch, and the share of steps that were clipped.
+
+    Args:
+        norms: () each, before clipping.
+        clip_norm: the largest norm that is not clipped; None where the norm does not decide.
+    """
+    every = torch.stack(list(norms)) if norms else torch.full((1,), math.nan)
+    found = {"train/gradient_norm": float(every.mean()), "train/largest_gradient_norm": float(every.max())}
+    if clip_norm is not None:
+        found["train/clipped_share"] = float((every > clip_norm).double().mean())
+    return found
+
+
 def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> AdamWByRow:
     """AdamW over three groups: matrices, which decay; biases and norms, which do not; tables, by row.
 
     Tables are those of embeddings and bags, and what a head with sparse gradients owns.
     """
-    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding | NgramBag)]
-    heads = [m for m in model.modules() if isinstance(m, Head) and m.sparse]
-    tables += [p for head in heads for p in head.parameters() if all(p is not table for table in tables)]
+    tables = tables_of(model)
     rest = [p for p in model.parameters() if all(p is not table for table in tables)]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay},
@@ -232,6 +287,14 @@ def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float)
         {"params": tables, "weight_decay": 0.0, "by_row": True, "betas": (0.9, 0.99)},
     ]
     return AdamWByRow([group for group in groups if group["params"]], lr=learning_rate)
+
+
+def tables_of(model: nn.Module) -> list[nn.Parameter]:
+    """Tables of embeddings and bags, and what a head with sparse gradients owns, each once."""
+    tables: list[Any] = [m.weight for m in model.modules() if isinstance(m, nn.Embedding | NgramBag)]
+    heads = [m for m in model.modules() if isinstance(m, Head) and m.sparse]
+    tables += [p for head in heads for p in head.parameters()]
+    return list(dict.fromkeys(tables))
 
 
 def rate_at(step: int, total: int, schedule: str, warmup: float) -> float:

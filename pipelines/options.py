@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pipelines.search import Search
 from seqapp import tasks  # noqa: F401  (registers tasks, models and networks by name)
 from seqapp.config import Section
 from seqapp.data import bundled, grammar, memory, pairs, public, steps, tables  # noqa: F401  (registers the data sources by name)
@@ -41,6 +42,11 @@ class Training:
         seed: of the weights, the order of batches and the dropout.
         precision: bf16-mixed computes products in bfloat16, which is faster where the processor knows it.
         accelerator: cpu, gpu, or auto for what is there.
+        devices: processes on one host, each with a GPU or a share of the cores, that train as one; batch_tokens and
+            batch_rows are those of all together.
+        nodes: hosts that train as one; more than 1 needs torchrun on each of them.
+        calibrate: fit one temperature on the validation split, so that probabilities of classes are as sure as the
+            model is right (Guo et al. 2017); false leaves them as they are.
         test: read the test split once, after training.
         model_name: name in the registry; null takes the task and the config's file name up to the first dash.
     """
@@ -61,8 +67,11 @@ class Training:
     seed: Count = 1
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: Size = 1
+    nodes: Size = 1
+    calibrate: bool = True
     test: bool = True
     model_name: str | None = None
 
 
-SECTIONS: dict[str, Section] = {"task": TASKS, "model": MODELS, "data": SOURCES, "train": Training}
+SECTIONS: dict[str, Section] = {"task": TASKS, "model": MODELS, "data": SOURCES, "train": Training, "sweep": Search}

@@ -8,10 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelines import figures, tracking
+from matplotlib.figure import Figure
+
+from pipelines import figures, patience, promotion, tracking
+from pipelines.calibrate import Calibration
 from pipelines.card import intervals
+from pipelines.outcomes import log_outcomes
 from seqapp.metrics import Confusion, Metric
-from seqapp.references import connect
 from seqapp.tasks import Task
 from seqapp.tasks.translation import Translation
 from seqapp.translation_scores import Translations
@@ -34,7 +37,8 @@ def publish(
     costs: Mapping[str, float],
     registered_name: str | None,
     digest: str,
-) -> tracking.Registered | None:
+    calibration: Calibration | None = None,
+) -> promotion.Registered | None:
     """Log what a trained model is and how good, and register it.
 
     Args:
@@ -51,8 +55,9 @@ def publish(
         costs: further figures of the whole run, such as ``latency_ms``.
         registered_name: in the registry; None registers nothing.
         digest: of the validation data.
+        calibration: of a task whose answers are probabilities of classes.
     """
-    client = connect()
+    client = patience.client()
     title = client.get_run(run_id).info.run_name or run_id
     client.log_figure(run_id, figures.learning_curves(history, title, task.titles, ("nll", task.selection[0])),
                       "learning_curves.png")  # fmt: skip
@@ -76,19 +81,48 @@ def publish(
             client.log_figure(run_id, picture, f"bleu_by_length_{split}.png")
             client.log_text(run_id, _side_by_side(found), f"translations_{split}.tsv")
             client.log_dict(run_id, definitions, "definitions.json")
-    tracking.log_metrics(run_id, logged)
+    if calibration is not None:
+        logged |= {f"calibration/{key}": value for key, value in calibration.figures().items()}
+        for split, picture in reliabilities(calibration, title).items():
+            client.log_figure(run_id, picture, f"reliability_{split}.png")
+    log_outcomes(run_id, totals)
     client.log_text(run_id, (directory / "README.md").read_text(encoding="utf-8"), "model_card.md")
+    tags = client.get_run(run_id).data.tags
+    said = (f"{headline(task, scores, sizes)} The network `{tags.get('network', '')}` with {parameters:,} parameters, "
+            f"trained for {seconds:.0f} s on {tags.get('dataset', '')}. The artifact `model_card.md` tells the rest."
+            )  # fmt: skip
+    client.set_tag(run_id, "mlflow.note.content", said)
     uri = tracking.log_bundle(run_id, directory, task, example)
+    tracking.log_metrics(run_id, logged, model_id=uri.rpartition("/")[2])
     if registered_name is None:
         return None
-    registered = tracking.register(
+    registered = promotion.register(
         run_id, uri, registered_name, score=(name, scores["validation"][name], direction), validation_digest=digest
     )
     log.info(
-        "registered %s version %s, %s champion: %s",
-        registered.name, registered.version, "now" if registered.champion else "not", registered.reason,
+        "registered %s version %s, %s: %s",
+        registered.name, registered.version, registered.rank, registered.reason,
     )  # fmt: skip
     return registered
+
+
+def reliabilities(calibration: Calibration, title: str) -> dict[str, Figure]:
+    """Split -> its reliability diagram, before and after where there is a temperature."""
+    found = {}
+    for split, before in calibration.before.items():
+        parts = {"probabilities as they are": before}
+        if calibration.temperature is not None:
+            parts = {"before, T = 1": before, f"after, T = {calibration.temperature:.4g}": calibration.after[split]}
+        found[split] = figures.reliability_diagram(parts, f"{title}, {split}")
+    return found
+
+
+def headline(task: Task[Any, Any], scores: Mapping[str, Mapping[str, float]], sizes: Mapping[str, int]) -> str:
+    """The score of each split, as the page of a run says first; Markdown."""
+    name = task.selection[0]
+    told = [f"{split} {figures.figure(part[name], share=name in task.shares)} ({sizes[split]:,} {task.unit})"
+            for split, part in scores.items()]  # fmt: skip
+    return f"**{task.titles.get(name, name)}: {', '.join(told)}.**"
 
 
 def confusions(totals: Mapping[str, Mapping[str, Metric]]) -> dict[str, Any]:

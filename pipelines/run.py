@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,28 +16,33 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar, WeightAveraging
-from pytorch_lightning.loggers import MLFlowLogger
 
-from pipelines import figures, tracking
+from pipelines import figures, patience, promotion, tracking
 from pipelines.baselines import BASELINES, BaselineResult, run_baseline
+from pipelines.calibrate import answers, calibrate, reliability
 from pipelines.card import intervals, model_card
-from pipelines.costs import PeakMemory, latency
+from pipelines.costs import PeakMemory, latency, told
 from pipelines.data import Data
+from pipelines.distributed import Endings, join
 from pipelines.dynamic import dynamic_scores
 from pipelines.folder import open_run, write_state
+from pipelines.launch import HOW_ON
 from pipelines.measure import measure
 from pipelines.module import Learner, running_average
 from pipelines.options import SECTIONS, Training
-from pipelines.publish import confusions, publish, translations
+from pipelines.outbox import Outbox, RunLogger, opened
+from pipelines.outcomes import log_outcomes
+from pipelines.publish import confusions, headline, publish, translations
+from pipelines.system import system_metrics
 from pipelines.tracking import Stopped
-from pipelines.watch import RecurrentWatch, Samples
+from pipelines.watch import GateWatch, RecurrentWatch, Samples
 from seqapp import bundle, config, metrics
 from seqapp.bundle import Bundle
 from seqapp.data.splits import SOURCES, Splits
 from seqapp.errors import BundleError, ConfigError, DataError, SeqappError
 from seqapp.models.language_model import LanguageModel
 from seqapp.nn.recurrent import NotFinite
-from seqapp.references import connect, tracking_uri
+from seqapp.references import connect
 from seqapp.registry import InvalidOption
 from seqapp.tasks import TASKS, InputError, Task
 
@@ -59,7 +64,7 @@ class Trained:
     scores: dict[str, dict[str, float]]
     parameters: int
     seconds: float
-    registered: tracking.Registered | None
+    registered: promotion.Registered | None
 
 
 def train(
@@ -105,6 +110,7 @@ def train_resolved(
     runs: Path = RUNS,
     tags: Mapping[str, str] | None = None,
     callbacks: Sequence[Callback] = (),
+    digests: Mapping[str, str] | None = None,
 ) -> Trained:
     """As :func:`train`, of a config that is resolved already.
 
@@ -117,20 +123,24 @@ def train_resolved(
         runs: where folders of runs are.
         tags: further ones of the run.
         callbacks: further ones of the trainer.
+        digests: split -> the beginning of the SHA-256 that its data must have.
     """
     options = Training(**resolved["train"])
     task: Task[Any, Any] = TASKS.build(resolved["task"])
     _check(options, task, resolved["task"]["kind"])
-    connect()
+    processes = join(options)
+    if processes.first:
+        connect()
     started = time.monotonic()
 
-    splits: Splits[Any] = _splits(resolved)
+    splits = splits_of(resolved, digests)
     if not isinstance(splits.train[0], task.example_type):
         raise ConfigError(
             f"{stem}: the data {resolved['data']['kind']!r} yields {type(splits.train[0]).__name__}, "
             f"the task {resolved['task']['kind']!r} takes {task.example_type.__name__}"
         )
     digests = splits.digests()
+    processes.same(digests, "data")
     task.prepare(splits.train)
     data = Data(
         task,
@@ -139,6 +149,8 @@ def train_resolved(
         batch_rows=options.batch_rows,
         seed=options.seed,
         truncate=options.truncate,
+        rank=processes.rank,
+        world=processes.world,
     )
     tests = {name: data.encode(name) for name in ("test", *splits.further) if options.test and splits.all()[name]}
     pl.seed_everything(options.seed, verbose=False)
@@ -155,10 +167,14 @@ def train_resolved(
         weight_decay=options.weight_decay,
         seed=options.seed,
         truncated=options.truncate > 0,
+        processes=processes,
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
 
-    directory, run_id = open_run(stem, task, resolved, digests, splits.name, resume=resume, runs=runs, tags=tags or {})
+    sizes = {name: len(examples) for name, examples in splits.all().items() if examples}
+    directory, run_id = processes.from_first(lambda: open_run(
+        stem, task, resolved, digests, splits.name, sizes=sizes, resume=resume, runs=runs, tags=tags or {}
+    ))  # fmt: skip
     log.info("%s: %s parameters, %s; run %s", stem, f"{parameters:,}", _sizes(splits, task.unit), run_id)
     best = ModelCheckpoint(
         directory / "checkpoints",
@@ -167,14 +183,22 @@ def train_resolved(
         mode=task.selection[1],
         enable_version_counter=False,
     )
-    with tracking.failing(run_id):
+    with (
+        tracking.failing(run_id) if processes.first else nullcontext(),
+        opened(directory, run_id) if processes.first else nullcontext() as outbox,
+    ):
         memory = PeakMemory()
-        _fit(learner, data, options, run_id, best, directory, progress=progress, further=[*callbacks, memory])
+        _fit(learner, data, options, outbox, best, directory, progress=progress, further=[*callbacks, memory])
+        if outbox is None:
+            return processes.from_first(_of_the_first)
         kept = best.best_model_path if options.keep == "best" else directory / "checkpoints" / "last.ckpt"
         saved = torch.load(kept, weights_only=True, map_location="cpu")
         learner.load_state_dict(saved["state_dict"])
         learner.to("cpu")
-        history = tracking.history(run_id)
+        history = outbox.history()
+        if 0 not in dict(history.get("train/seconds", ())):
+            outbox.flush()  # a folder without its journal; MLflow has what was logged before
+            history = tracking.history(run_id)
         epochs = saved["epoch"] + 1, len(history["train/seconds"])
         seconds = sum(value for _, value in history["train/seconds"])
 
@@ -185,10 +209,11 @@ def train_resolved(
                               "nothing to keep; a lower train.learning_rate or train.clip_norm fits")  # fmt: skip
         totals |= {name: measure(task, model, data, items) for name, items in tests.items()}
         scores = {split: metrics.read(total) for split, total in totals.items()}
-        sizes = {name: len(examples) for name, examples in splits.all().items() if examples}
+        measured = {"validation": data.validation_items, **tests}
+        calibration = calibrate(task, model, data, measured) if options.calibrate else None
         requests = [task.as_request(example) for example in splits.validation[:GOLDEN]]
         costs = {"latency_ms": 1000 * latency(task, model, requests), "peak_memory_bytes": float(memory.bytes)}
-        name = options.model_name or f"{resolved['task']['kind']}-{stem.partition('-')[0]}"
+        name = promotion.registered_name(resolved["task"]["kind"], stem, options.model_name)
         card = model_card(
             name=f"{name} ({stem})",
             task=task,
@@ -201,10 +226,12 @@ def train_resolved(
             epochs=epochs,
             seconds=seconds,
             run_id=run_id,
-            command=" ".join(["seqapp", *sys.argv[1:]]),
+            command=tracking.command(),
             machine=tracking.machine(),
             source=tracking.source_tags(),
             sample=task.sample(model, data.validation_items),
+            calibration=calibration,
+            costs=told(costs),
         )
         golden = [task.as_input(example) for example in splits.validation[:GOLDEN]]
         bundle.save(
@@ -213,15 +240,17 @@ def train_resolved(
             model=model,
             resolved=resolved,
             metrics={"scores": scores, "sizes": sizes, "digests": digests, "parameters": parameters, "run_id": run_id,
-                     "seconds": seconds, "confusion": confusions(totals), "translation": translations(task, totals)},
+                     "seconds": seconds, "confusion": confusions(totals), "translation": translations(task, totals),
+                     "calibration": calibration.figures() if calibration else {}},
             name=stem,
             golden=golden,
             card=card,
         )  # fmt: skip
+        outbox.flush()
         registered = publish(
             run_id, directory / "bundle", task, history, totals, scores, golden[0].model_dump(),
             sizes=sizes, parameters=parameters, seconds=seconds, costs=costs,
-            registered_name=name if register else None, digest=digests["validation"],
+            registered_name=name if register else None, digest=digests["validation"], calibration=calibration,
         )  # fmt: skip
         tracking.finish(run_id)
     write_state(directory, run_id, resolved, digests, finished=True)
@@ -229,7 +258,7 @@ def train_resolved(
         run_id, resolved["task"]["kind"], stem, directory / "bundle", scores, parameters, seconds, registered
     )
     log.info("%s: %s; whole command %.0f s", stem, _scores(scores), time.monotonic() - started)
-    return trained
+    return processes.from_first(lambda: trained)
 
 
 def baseline(path: str | Path, overrides: Sequence[str] = ()) -> list[BaselineResult]:
@@ -246,7 +275,7 @@ def baseline(path: str | Path, overrides: Sequence[str] = ()) -> list[BaselineRe
     resolved = config.load(path, overrides, sections=SECTIONS)
     task: Task[Any, Any] = TASKS.build(resolved["task"])
     connect()
-    splits: Splits[Any] = _splits(resolved)
+    splits = splits_of(resolved)
     came = type(splits.train[0])
     fitting = {name: method for name, method in BASELINES.items() if issubclass(came, method.example_type)}
     if not fitting:
@@ -256,29 +285,53 @@ def baseline(path: str | Path, overrides: Sequence[str] = ()) -> list[BaselineRe
     if not issubclass(came, task.example_type):
         raise ConfigError(f"{path}: the data {resolved['data']['kind']!r} yields {came.__name__}, "
                           f"the task {resolved['task']['kind']!r} takes {task.example_type.__name__}")  # fmt: skip
+    return [log_baseline(name, resolved, splits, test=resolved["train"]["test"])[1] for name in fitting]
+
+
+def log_baseline(
+    name: str,
+    resolved: Mapping[str, Any],
+    splits: Splits[Any],
+    *,
+    test: bool,
+    run_name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> tuple[str, BaselineResult]:
+    """Fit one simple method and log it; returns the id of its run and what it reaches.
+
+    Args:
+        name: one of ``BASELINES``.
+        resolved: sections "task" and "data".
+        splits: the data.
+        test: read the test split.
+        run_name: of the MLflow run, if not ``name``.
+        tags: further ones of the run.
+    """
+    task: Task[Any, Any] = TASKS.build(resolved["task"])
     digests = splits.digests()
+    sizes = {split: len(examples) for split, examples in splits.all().items() if examples}
     metric, direction = task.selection
-    results = []
-    for name, method in fitting.items():
-        tags = {"task": resolved["task"]["kind"], "network": f"none ({method.kind})", "dataset": splits.name,
-                "validation_digest": digests["validation"], "test_digest": digests["test"],
-                "metric": metric, "direction": direction,
-                "scale": "share of examples" if metric in task.shares else "number",
-                **tracking.source_tags()}  # fmt: skip
-        run_id = tracking.create_run(resolved["task"]["kind"], name, tags)
-        with tracking.failing(run_id):
-            result = run_baseline(name, task, splits, test=resolved["train"]["test"])
-            given = {"task": resolved["task"], "data": resolved["data"], "strength": result.strength}
-            tracking.log_start(run_id, given, digests, splits.name)
-            logged = {"seconds": result.seconds}
-            for split, scores in result.scores.items():
-                prefix = "best_validation" if split == "validation" else split
-                logged |= {f"{prefix}/{key}": value for key, value in scores.items()}
-                logged[f"{split}/examples"] = len(splits.all()[split])
-            tracking.log_metrics(run_id, logged)
-            tracking.finish(run_id)
-        results.append(result)
-    return results
+    about = {"task": resolved["task"]["kind"], "network": f"none ({BASELINES[name].kind})", "baseline": name,
+             "dataset": splits.name, "validation_digest": digests["validation"], "test_digest": digests["test"],
+             "metric": metric, "direction": direction, "metric_definition": task.metric_definition,
+             "scale": "share of examples" if metric in task.shares else "number",
+             "command": tracking.command(), **tracking.source_tags(), **(tags or {})}  # fmt: skip
+    run_id = tracking.create_run(resolved["task"]["kind"], run_name or name, about)
+    with tracking.failing(run_id):
+        result = run_baseline(name, task, splits, test=test)
+        given = {"task": resolved["task"], "data": resolved["data"], "strength": result.strength}
+        tracking.log_start(run_id, given, digests, splits.name, sizes)
+        logged = {"seconds": result.seconds}
+        for split, scores in result.scores.items():
+            prefix = "best_validation" if split == "validation" else split
+            logged |= {f"{prefix}/{key}": value for key, value in scores.items()}
+            logged[f"{split}/examples"] = sizes[split]
+        tracking.log_metrics(run_id, logged)
+        log_outcomes(run_id, {split: {"outcomes": found} for split, found in result.outcomes.items()})
+        said = f"{headline(task, result.scores, sizes)} The simple method `{name}`, fitted in {result.seconds:.1f} s."
+        patience.client().set_tag(run_id, "mlflow.note.content", said)
+        tracking.finish(run_id)
+    return run_id, result
 
 
 def evaluate(loaded: Bundle, path: Path, *, dynamic: float | None = None, **columns: Any) -> dict[str, Any]:
@@ -293,7 +346,8 @@ def evaluate(loaded: Bundle, path: Path, *, dynamic: float | None = None, **colu
 
     Returns:
         ``examples``, every score of the task, ``NAME_interval_95`` for a score that is a share of the examples, and
-        ``confusion`` where the task chooses between classes. ``dynamic`` holds the scores of a dynamic evaluation.
+        ``confusion`` where the task chooses between classes, and ``ece`` and ``brier`` of its probabilities as they are
+        answered, ``temperature`` included. ``dynamic`` holds the scores of a dynamic evaluation.
 
     Raises:
         DataError: naming file and line.
@@ -324,6 +378,10 @@ def evaluate(loaded: Bundle, path: Path, *, dynamic: float | None = None, **colu
     if odd := [name for name, value in scores.items() if not math.isfinite(value)]:
         raise _unanswered(loaded, path, examples, f"{', '.join(odd)}: not finite")
     certain = intervals(task, totals, len(examples))
+    sure: dict[str, float] = {}
+    if task.calibrates:
+        found = reliability(answers(task, loaded.model, data, data.validation_items), task.temperature).scores()
+        sure = {"ece": found["ece"], "brier": found["brier"], "temperature": task.temperature or 1.0}
     learned: dict[str, Any] = {}
     if dynamic is not None:
         assert isinstance(loaded.model, LanguageModel)
@@ -337,6 +395,7 @@ def evaluate(loaded: Bundle, path: Path, *, dynamic: float | None = None, **colu
         "examples": len(examples),
         **scores,
         **{f"{name}_interval_95": list(bounds) for name, bounds in certain.items()},
+        **sure,
         **confusions({"confusion": totals}),
         **translations(task, {"translation": totals}),
         **learned,
@@ -373,16 +432,27 @@ def export(loaded: Bundle, target: Path) -> Path:
     return target
 
 
-def _splits(resolved: Mapping[str, Any]) -> Splits[Any]:
+def splits_of(resolved: Mapping[str, Any], digests: Mapping[str, str] | None = None) -> Splits[Any]:
     """The data of a config.
+
+    Args:
+        resolved: the config.
+        digests: split -> the beginning of the SHA-256 that its data must have.
 
     Raises:
         ConfigError: for what only reading the data shows, naming the option.
+        DataError: if a digest differs, naming the split.
     """
     try:
-        return SOURCES.build(resolved["data"])
+        splits = SOURCES.build(resolved["data"])
     except InvalidOption as error:
         raise ConfigError(f"data.{error}") from None
+    found = splits.digests() if digests else {}
+    for split, digest in (digests or {}).items():
+        if not found.get(split, "").startswith(digest):
+            raise DataError(f"{splits.name}: the {split} data is not what it was: its SHA-256 begins with "
+                            f"{found.get(split, 'nothing')[:len(digest)]}, not with {digest}")  # fmt: skip
+    return splits
 
 
 def _check(options: Training, task: Task[Any, Any], kind: str) -> None:
@@ -417,7 +487,7 @@ def _fit(
     learner: Learner,
     data: Data,
     options: Training,
-    run_id: str,
+    outbox: Outbox | None,
     best: ModelCheckpoint,
     directory: Path,
     *,
@@ -427,14 +497,19 @@ def _fit(
     name, mode = learner.task.selection
     # `save_last` of the best one would write only epochs that are better; resuming needs the last epoch whatever it is.
     last = ModelCheckpoint(best.dirpath, filename="last", enable_version_counter=False)
-    callbacks: list[Callback] = [best, last, RecurrentWatch()]
+    processes = learner.processes
+    callbacks: list[Callback] = [best, last]
+    if processes.first:
+        callbacks += [RecurrentWatch(), GateWatch()]
+    if processes.several:
+        callbacks.append(Endings())
     if options.average:
         # Buffers are no weights: orders of classes, tables of proposals. They stay as they are.
         callbacks.append(WeightAveraging(use_buffers=False, multi_avg_fn=running_average(options.average)))
     if options.patience:
         callbacks.append(EarlyStopping(f"validation/{name}", mode=mode, patience=options.patience))
-    callbacks += [Samples(), *further]
-    if progress:
+    callbacks += [Samples(), *further] if processes.first else further
+    if progress := progress and processes.first:
         callbacks.append(RichProgressBar(leave=False))
     with warnings.catch_warnings():
         # Loading is a list index here, so workers would only add their start-up; and resuming into a folder that
@@ -443,15 +518,20 @@ def _fit(
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        # What is logged is added up over the processes before.
+        warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
         warnings.filterwarnings("ignore", message=r".*`lr_scheduler.step\(\)` before `optimizer.step\(\)`.*")
+        logger = RunLogger(outbox) if outbox else None
         trainer = pl.Trainer(
             max_epochs=options.epochs,
             accelerator=options.accelerator,
-            devices=1,
+            devices=options.devices,
+            num_nodes=options.nodes,
+            strategy=processes.strategy(),
             precision=options.precision,
             gradient_clip_val=options.clip_value or options.clip_norm or None,
             gradient_clip_algorithm="value" if options.clip_value else "norm",
-            logger=MLFlowLogger(tracking_uri=tracking_uri(), run_id=run_id),
+            logger=logger or False,
             callbacks=callbacks,
             default_root_dir=directory,
             use_distributed_sampler=False,
@@ -463,15 +543,19 @@ def _fit(
             deterministic=True,
         )
         saved = directory / "checkpoints" / "last.ckpt"
+        processes.same(saved.is_file(), f"checkpoints in {directory}")
         try:
-            trainer.fit(learner, data, ckpt_path=str(saved) if saved.is_file() else None, weights_only=True)
+            with system_metrics(outbox):
+                trainer.fit(learner, data, ckpt_path=str(saved) if saved.is_file() else None, weights_only=True)
         except SystemExit:
             # Lightning turns Ctrl-C into an exit, and ignores it from then on; callers may want to do more than exit.
             if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise Stopped(
-                f"stopped in epoch {trainer.current_epoch + 1}; `--resume` goes on from the end of the last epoch"
-            ) from None
+            raise Stopped(f"stopped in epoch {trainer.current_epoch + 1}; {HOW_ON}") from None
+
+
+def _of_the_first() -> Trained:
+    raise AssertionError("the first process measures and publishes")
 
 
 def _sizes(splits: Splits[Any], unit: str) -> str:

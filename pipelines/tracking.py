@@ -2,41 +2,66 @@
 
 from __future__ import annotations
 
+import functools
+import getpass
+import json
 import logging
-import math
 import os
 import platform
+import re
+import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pipelines.figures import figure
+from pipelines import patience
+from pipelines.views import experiment_tags
+from seqapp import config
 from seqapp.errors import SeqappError
-from seqapp.references import BUNDLE, connect
+from seqapp.references import BUNDLE
 from seqapp.tasks import Task
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
-from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Metric, Param, RunStatus
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    RunStatus,
+)
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import AnyType, Array, ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_DATASET_CONTEXT,
+    MLFLOW_GIT_COMMIT,
+    MLFLOW_RUN_NOTE,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_SOURCE_TYPE,
+    MLFLOW_USER,
+)
 
 log = logging.getLogger(__name__)
 
 # MLflow's own progress lines and hints are for people who call it; here seqapp is the caller.
 logging.getLogger("alembic").setLevel(logging.WARNING)
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+# A database that is locked or gone comes with a traceback; what it means is told once, in words.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+logging.getLogger("mlflow.store.model_registry").setLevel(logging.WARNING)
 logging.getLogger("mlflow.tracking").setLevel(logging.WARNING)
 logging.getLogger("mlflow.models").setLevel(logging.ERROR)
 logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)
@@ -47,58 +72,99 @@ class Stopped(SeqappError):
     """Training was interrupted by the user; the message says how to go on."""
 
 
-@dataclass(frozen=True)
-class Registered:
-    """A new version in the registry, and whether it is the champion now."""
-
-    name: str
-    version: str
-    champion: bool
-    reason: str
-
-
 def create_run(experiment: str, name: str, tags: Mapping[str, str]) -> str:
     """A new run of ``experiment``; returns its id."""
-    client = connect()
-    found = client.get_experiment_by_name(experiment)
-    experiment_id = found.experiment_id if found else client.create_experiment(experiment)
-    return str(client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+    client = patience.client()
+
+    def known() -> str | None:
+        found = client.get_experiment_by_name(experiment)
+        return found.experiment_id if found else None
+
+    def new() -> str:
+        try:
+            return str(client.create_experiment(experiment, tags=experiment_tags(experiment, tags)))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or (other := known()) is None:
+                raise
+            return other  # made by a run beside this one
+
+    experiment_id = known() or patience.once(new, known)
+    moment = int(1000 * time.time())
+
+    def made() -> Any:
+        runs = client.search_runs([experiment_id], f"attributes.start_time = {moment}")
+        return next((run for run in runs if run.info.run_name == name), None)
+
+    run = patience.once(
+        lambda: client.create_run(experiment_id, start_time=moment, run_name=name, tags={**_origin(tags), **tags}), made
+    )
+    return str(run.info.run_id)
 
 
 def reopen_run(run_id: str) -> None:
     """Mark a run that was cut off as running again."""
-    connect().set_terminated(run_id, RunStatus.to_string(RunStatus.RUNNING))
+    patience.client().set_terminated(run_id, RunStatus.to_string(RunStatus.RUNNING))
 
 
-def log_start(run_id: str, resolved: Mapping[str, Any], digests: Mapping[str, str], data_name: str) -> None:
-    """Params, the resolved config, the environment and the data that a run sees."""
-    client = connect()
+def log_start(
+    run_id: str,
+    resolved: Mapping[str, Any],
+    digests: Mapping[str, str],
+    data_name: str,
+    sizes: Mapping[str, int] | None = None,
+) -> None:
+    """Params, the resolved config, the environment and the data that a run sees.
+
+    Args:
+        run_id: of the run.
+        resolved: its config.
+        digests: split -> SHA-256.
+        data_name: the data set.
+        sizes: split -> number of examples.
+    """
+    client = patience.client()
     params = [Param(key, str(value)[:500]) for key, value in flatten(resolved).items()]
     # A server takes at most 100 params in one call.
     for start in range(0, len(params), 100):
         client.log_batch(run_id, params=params[start : start + 100])
-    client.log_dict(run_id, dict(resolved), "config.yaml")
+    client.log_text(run_id, config.dump(resolved), "config.yaml")
     client.log_text(run_id, environment(), "environment.txt")
-    source = CodeDatasetSource(tags={"kind": resolved["data"]["kind"]})
-    with _active(run_id):
-        for context, digest in digests.items():
-            dataset = MetaDataset(source, name=data_name, digest=digest[:16])  # type: ignore[abstract]
-            try:
-                mlflow.log_input(dataset, context=context)
-            except MlflowException:
-                # A run beside this one has entered the same data set between MLflow's look and its own entry.
-                mlflow.log_input(dataset, context=context)
+    inputs = [_input(context, digest, data_name, resolved["data"], (sizes or {}).get(context))
+              for context, digest in digests.items()]  # fmt: skip
+    try:
+        client.log_inputs(run_id, inputs)
+    except MlflowException:
+        # A run beside this one has entered the same data set between MLflow's look and its own entry.
+        client.log_inputs(run_id, inputs)
 
 
-def log_metrics(run_id: str, values: Mapping[str, float]) -> None:
-    """Figures of the whole run, at most 1000, in one call."""
+def _input(split: str, digest: str, name: str, options: Mapping[str, Any], size: int | None) -> DatasetInput:
+    """A split as MLflow shows it: its file if it has one of its own, else the options of the data source."""
+    file = options.get(split)
+    kind, source = "local", {"uri": file}
+    if not isinstance(file, str):
+        told = {key: str(value) for key, value in flatten(options).items() if value is not None}
+        kind, source = "code", {"tags": {"mlflow.source.name": options["kind"], **told}}
+    profile = None if size is None else json.dumps({"num_rows": size})
+    dataset = Dataset(name, digest[:16], kind, json.dumps(source), profile=profile)
+    return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, split)])
+
+
+def log_metrics(run_id: str, values: Mapping[str, float], model_id: str | None = None) -> None:
+    """Figures of the whole run, at most 1000, in one call; the page of the logged model ``model_id`` shows them too.
+
+    What the run has already, from before a stop, is not logged again.
+    """
+    client = patience.client()
+    have = client.get_run(run_id).data.metrics
     now = int(1000 * time.time())
-    connect().log_batch(run_id, metrics=[Metric(key, float(value), now, 0) for key, value in values.items()])
+    new = [Metric(key, float(value), now, 0, model_id) for key, value in values.items() if have.get(key) != value]
+    client.log_batch(run_id, metrics=new)
 
 
 def history(run_id: str) -> dict[str, list[tuple[int, float]]]:
     """Every logged metric: name -> (step, value), one value a step, in order."""
-    client = connect()
+    client = patience.client()
     series = {}
     for name in client.get_run(run_id).data.metrics:
         points = {metric.step: metric.value for metric in client.get_metric_history(run_id, name)}
@@ -108,7 +174,7 @@ def history(run_id: str) -> dict[str, list[tuple[int, float]]]:
 
 def finish(run_id: str, status: str = "FINISHED") -> None:
     """Close a run as FINISHED, FAILED or KILLED."""
-    connect().set_terminated(run_id, status)
+    patience.client().set_terminated(run_id, status)
 
 
 def log_bundle(run_id: str, directory: Path, task: Task[Any, Any], example: Mapping[str, Any]) -> str:
@@ -128,9 +194,16 @@ def log_bundle(run_id: str, directory: Path, task: Task[Any, Any], example: Mapp
     requirements = [f"{name}=={metadata.version(name).partition('+')[0]}" for name in needed]
     shown = signature(task)
     columns = [column for column in shown.inputs.input_names() if example.get(column) is not None]
-    with _active(run_id):
-        info = mlflow.pyfunc.log_model(
-            name="model",
+    client = patience.client()
+    model = _logged_model(client, run_id)
+    if model.status == LoggedModelStatus.READY:
+        return str(model.model_uri)  # from before a stop
+    about = Model(model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        mlflow.pyfunc.save_model(
+            path,
+            mlflow_model=about,
             python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts={BUNDLE: str(directory)},
             code_paths=[str(Path(seqapp.__file__).parent)],
@@ -138,7 +211,29 @@ def log_bundle(run_id: str, directory: Path, task: Task[Any, Any], example: Mapp
             signature=shown,
             input_example=pandas.DataFrame([{column: example[column] for column in columns}]),
         )
-    return str(info.model_uri)
+        for cache in list(path.rglob("__pycache__")):
+            shutil.rmtree(cache)
+        client.log_model_artifacts(model.model_id, str(path))
+    return str(client.finalize_logged_model(model.model_id, LoggedModelStatus.READY).model_uri)
+
+
+def _logged_model(client: Any, run_id: str) -> Any:
+    """The run's model on MLflow, made and linked with the run if need be."""
+    run = client.get_run(run_id)
+    experiment = run.info.experiment_id
+
+    def find() -> Any:
+        return next(iter(client.search_logged_models([experiment], f"source_run_id = '{run_id}'")), None)
+
+    def make() -> Any:
+        # The name of the run, without what MLflow allows in no name of a model.
+        name = re.sub(r"""[/:.%"']+""", "-", run.info.run_name) or "model"
+        return client.create_logged_model(experiment, name, source_run_id=run_id, params=run.data.params)
+
+    model = find() or patience.once(make, find)
+    if not (run.outputs and any(output.model_id == model.model_id for output in run.outputs.model_outputs)):
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return model
 
 
 def signature(task: Task[Any, Any]) -> ModelSignature:
@@ -201,71 +296,31 @@ def _column_type(annotation: Any) -> Any:
     return _ANY if plain in (None, "double") else plain
 
 
-def register(
-    run_id: str, model_uri: str, name: str, *, score: tuple[str, float, str], validation_digest: str
-) -> Registered:
-    """Make a new version of ``name``; it becomes champion only if it is better on the same validation set.
-
-    Args:
-        run_id: the run that owns the model.
-        model_uri: what :func:`log_bundle` returned.
-        name: the registered model.
-        score: metric name, value, and "max" or "min", whichever is better.
-        validation_digest: of the data the score was measured on.
-    """
-    client = connect()
-    metric, value, direction = score
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    tags = {"metric": metric, "direction": direction, "score": repr(value), "validation_digest": validation_digest}
-    version = client.create_model_version(name, model_uri, run_id, tags=tags).version
-    try:
-        champion = client.get_model_version_by_alias(name, "champion")
-    except MlflowException as error:
-        # A server that does not answer must not crown the newcomer; these codes say that there is no champion.
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        client.set_registered_model_alias(name, "champion", version)
-        return Registered(name, str(version), True, "the first version")
-    before = f"version {champion.version}"
-    if champion.tags.get("validation_digest") != validation_digest:
-        reason = f"the champion, {before}, was measured on other validation data, so the two cannot be compared"
-        return Registered(name, str(version), False, reason)
-    if champion.tags.get("metric") != metric:
-        reason = (f"the champion, {before}, was chosen by {champion.tags.get('metric')} and this one by {metric}, "
-                  "so the two cannot be compared")  # fmt: skip
-        return Registered(name, str(version), False, reason)
-    old = float(champion.tags["score"])
-    better = not math.isfinite(old) or (value > old if direction == "max" else value < old)
-    if not better:
-        return Registered(name, str(version), False, f"validation {metric} {figure(value)} is not better than "
-                                                     f"{figure(old)} of the champion, {before}")  # fmt: skip
-    client.set_registered_model_alias(name, "champion", version)
-    return Registered(name, str(version), True, f"validation {metric} {figure(value)} beats {figure(old)} of {before}")
-
-
-@contextmanager
-def _active(run_id: str) -> Iterator[None]:
-    """Make the run MLflow's active one, for the functions that take no run id, and leave it running."""
-    with mlflow.start_run(run_id=run_id):
-        yield
-    reopen_run(run_id)
-
-
 @contextmanager
 def failing(run_id: str) -> Iterator[None]:
-    """Close the run as KILLED on Ctrl-C and as FAILED on any other error, which goes on upwards."""
+    """Close the run as KILLED on Ctrl-C and as FAILED on any other error, which goes on upwards.
+
+    A server that is away is not waited for: the run stays RUNNING there until it is resumed.
+    """
     try:
         yield
-    except (KeyboardInterrupt, Stopped):
-        finish(run_id, "KILLED")
+    except patience.Unreachable:
         raise
-    except BaseException:
-        finish(run_id, "FAILED")
+    except (KeyboardInterrupt, Stopped) as error:
+        _end(run_id, "KILLED", str(error) or "Stopped by Ctrl-C.")
         raise
+    except BaseException as error:
+        _end(run_id, "FAILED", f"Failed: {str(error) or type(error).__name__}"[:5000])
+        raise
+
+
+def _end(run_id: str, status: str, note: str) -> None:
+    try:
+        with patience.no_longer_than(1):
+            patience.client().set_tag(run_id, MLFLOW_RUN_NOTE, note)
+            finish(run_id, status)
+    except patience.Unreachable as error:
+        log.warning("run %s is not closed as %s: %s", run_id, status, error)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -292,6 +347,25 @@ def source_tags() -> dict[str, str]:
     return {"git_commit": commit, "git_dirty": str(dirty).lower()}
 
 
+def _origin(tags: Mapping[str, str]) -> dict[str, str]:
+    """What MLflow's pages show as user, source and version of a run."""
+    shown = {MLFLOW_USER: user(), MLFLOW_SOURCE_NAME: command(), MLFLOW_SOURCE_TYPE: "LOCAL"}
+    return {**shown, MLFLOW_GIT_COMMIT: tags["git_commit"]} if "git_commit" in tags else shown
+
+
+def user() -> str:
+    """Who is logged in."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a user id without a name, as in a container
+        return "unknown"
+
+
+def command() -> str:
+    """What was typed, such as ``seqapp train configs/sentiment/bundled-lstm.yaml``."""
+    return shlex.join(["seqapp", *sys.argv[1:]])
+
+
 def machine() -> dict[str, Any]:
     """What a figure was measured on."""
     import torch
@@ -312,11 +386,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def _packages() -> tuple[str, ...]:
+    """Read once: hundreds of files, and a sweep logs them with every trial."""
+    return tuple(sorted({f"{dist.name}=={dist.version}" for dist in metadata.distributions()}, key=str.lower))
+
+
 def environment() -> str:
     """Command, machine and every installed package with its version."""
-    packages = sorted({f"{dist.name}=={dist.version}" for dist in metadata.distributions()}, key=str.lower)
-    facts = [f"# command: {' '.join(sys.argv)}", *(f"# {key}: {value}" for key, value in machine().items())]
-    return "\n".join([*facts, *packages]) + "\n"
+    facts = [f"# command: {command()}", *(f"# {key}: {value}" for key, value in machine().items())]
+    return "\n".join([*facts, *_packages()]) + "\n"
 
 
 def _git(*arguments: str) -> str:

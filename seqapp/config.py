@@ -1,7 +1,9 @@
 """Strict YAML configs with ``key=value`` overrides; every error names the file, the line and the field.
 
 A config has one section per name in ``sections`` (``task``, ``model``, ``data``, ``train``). A section is either a
-registry, and then written ``{kind: NAME, ...}``, or a function whose keywords are the options.
+registry, and then written ``{kind: NAME, ...}``, or a function whose keywords are the options. A function with a true
+attribute ``aside`` is a section that says what one command does with the others: it is checked where it stands, and is
+no part of what :func:`load` returns.
 """
 
 from __future__ import annotations
@@ -97,6 +99,23 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, sections: Mapping[s
     Raises:
         ConfigError: naming file, line and field, and what would fit.
     """
+    tree, origins = read(path, overrides, sections=sections)
+    return check(tree, sections=sections, origins=origins, source=str(path))
+
+
+def read(
+    path: str | Path, overrides: Sequence[str] = (), *, sections: Mapping[str, Section]
+) -> tuple[dict[str, Any], dict[Where, str]]:
+    """The config in ``path`` with ``overrides`` applied, as it is written, and where each of its values comes from.
+
+    Args:
+        path: a YAML file.
+        overrides: ``key=value``.
+        sections: what a config may contain.
+
+    Raises:
+        ConfigError: if the file cannot be read, or is no mapping.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -111,7 +130,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, sections: Mapping[s
         raise ConfigError(f"{path}: a config is a mapping of {', '.join(sections)}")
     for override in overrides:
         _apply(tree, override, origins)
-    return check(tree, sections=sections, origins=origins, source=str(path))
+    return tree, origins
 
 
 def check(
@@ -132,9 +151,24 @@ def check(
                 raise InvalidOption(
                     (str(name),), f"no section is called {name!r}; {suggest(str(name), list(sections))}"
                 )
-        return {name: _check_section(name, section, tree) for name, section in sections.items()}
+        checked = {name: _check_section(name, section, tree) for name, section in sections.items()}
+        return {name: values for name, values in checked.items() if not getattr(sections[name], "aside", False)}
     except InvalidOption as error:
         raise ConfigError(f"{_origin(error.where, origins or {}, source)}: {error}") from None
+
+
+def check_aside(
+    name: str, section: Section, tree: Mapping[str, Any], *, origins: Mapping[Where, str], source: str
+) -> dict[str, Any]:
+    """The options of a section that :func:`check` leaves out, defaults written out.
+
+    Raises:
+        ConfigError: naming the place and what would fit.
+    """
+    try:
+        return _check_section(name, section, tree)
+    except InvalidOption as error:
+        raise ConfigError(f"{_origin(error.where, origins, source)}: {error}") from None
 
 
 def schema(sections: Mapping[str, Section]) -> dict[str, Any]:
@@ -164,6 +198,13 @@ def dump(config: Mapping[str, Any]) -> str:
     """The config as YAML, in the order of its sections."""
     text: str = yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text
+
+
+def inline(value: Any) -> str:
+    """``value`` as YAML on one line, as it stands in an override."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True,
+                          width=math.inf)  # fmt: skip
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def parse(text: str, source: str) -> Any:
@@ -229,22 +270,38 @@ def _apply(tree: dict[str, Any], override: str, origins: dict[Where, str]) -> No
         raise ConfigError(f"command line: {override!r} is not of the form key=value, such as train.epochs=3")
     source = f"command line ({override})"
     value = _parse(text, source, {})
-    parts = key.strip().split(".")
+    try:
+        place(tree, key.strip(), value, origins, source)
+    except ConfigError as error:
+        raise ConfigError(f"command line: {override}: {error}") from None
+
+
+def place(tree: dict[str, Any], key: str, value: Any, origins: dict[Where, str], source: str) -> None:
+    """Put ``value`` where the dotted ``key`` says, in ``tree`` itself.
+
+    Args:
+        tree: a config as it is written.
+        key: such as ``model.encoder.hidden_size``; what is missing on the way is made.
+        value: plain YAML values.
+        origins: of the values of the tree; changed, too.
+        source: where ``value`` comes from.
+
+    Raises:
+        ConfigError: if something on the way has nothing inside.
+    """
+    parts = key.split(".")
     parent: Any = tree
     where: Where = ()
     for position, part in enumerate(parts):
         last = position == len(parts) - 1
         if isinstance(parent, list):
             if not part.isdecimal() or int(part) >= len(parent):
-                raise ConfigError(
-                    f"command line: {override}: {dotted(where)} is a list of {len(parent)}, indexed from 0, "
-                    f"not {part!r}"
-                )
+                raise ConfigError(f"{dotted(where)} is a list of {len(parent)}, indexed from 0, not {part!r}")
             step: str | int = int(part)
         elif isinstance(parent, dict):
             step = part
         else:
-            raise ConfigError(f"command line: {override}: {dotted(where)} holds {parent!r} and has nothing inside")
+            raise ConfigError(f"{dotted(where)} holds {parent!r} and has nothing inside")
         where = (*where, step)
         if last:
             parent[step] = value

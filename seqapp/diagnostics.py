@@ -414,10 +414,12 @@ class Saturation:
     Attributes:
         left: (H,) share of positions at which the gate is below 0.1.
         right: (H,) share of positions at which it is above 0.9.
+        mean: (H,) of the gate over positions.
     """
 
     left: Tensor
     right: Tensor
+    mean: Tensor
 
 
 def gate_saturation(
@@ -442,6 +444,7 @@ def gate_saturation(
     lengths = torch.full((len(x),), x.shape[1]) if lengths is None else lengths
     left: dict[str, Tensor] = {}
     right: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
     with torch.no_grad():
         current = layer.initial_carry(len(x), x) if carry is None else carry
         for t in range(int(lengths.max())):
@@ -449,9 +452,10 @@ def gate_saturation(
             for name, gate in gates(current, x[:, t]).items():
                 left[name] = left.get(name, 0) + (gate[live] < LEFT).double().sum(0)
                 right[name] = right.get(name, 0) + (gate[live] > RIGHT).double().sum(0)
+                sums[name] = sums.get(name, 0) + gate[live].double().sum(0)
             current = select(live, layer.step(current, x[:, t])[0], current)
     total = int(lengths.sum())
-    return {name: Saturation(left[name] / total, right[name] / total) for name in left}
+    return {name: Saturation(left[name] / total, right[name] / total, sums[name] / total) for name in left}
 
 
 # where the layers of a model are, and what they read

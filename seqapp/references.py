@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import sqlite3
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def connect(*, create: bool = True) -> Any:
         if uri not in _answering:
             client.search_experiments(max_results=1)
     except Exception as error:  # MLflow lets those of the database and of the network through
-        raise ReferenceNotFound(f"the tracking server {masked(uri)} cannot be used: {_first_line(error)}") from None
+        raise ReferenceNotFound(f"the tracking server {masked(uri)} cannot be used: {reason(error)}") from None
     _answering.add(uri)
     return client
 
@@ -153,7 +154,7 @@ def _from_registry(client: Any, name: str, alias: str, version: str) -> Referenc
     except MlflowException as error:
         known = _ask(client.search_registered_models, what)
         listed = ", ".join(f"{model.name}@{other}" for model in known for other in (model.aliases or {})) or "none"
-        raise ReferenceNotFound(f"{what}: not in the registry at {masked(tracking_uri())} ({_first_line(error)}); "
+        raise ReferenceNotFound(f"{what}: not in the registry at {masked(tracking_uri())} ({reason(error)}); "
                                 f"registered: {listed}") from None  # fmt: skip
     path = _download(f"models:/{name}/{found.version}", what)
     return Reference(path, name, str(found.version), alias)
@@ -185,10 +186,48 @@ def _ask(question: Any, what: str) -> Any:
     try:
         return question()
     except (MlflowException, OSError) as error:
-        raise ReferenceNotFound(
-            f"{what}: the tracking server {masked(tracking_uri())} says: {_first_line(error)}"
-        ) from None
+        raise ReferenceNotFound(f"{what}: the tracking server {masked(tracking_uri())} says: {reason(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
-    return masked((str(error).strip().splitlines() or [type(error).__name__])[0])
+def causes(error: BaseException) -> list[BaseException]:
+    """``error`` and what it was raised for, the first cause last; MLflow does not always say so by ``from``."""
+    found = [error]
+    while cause := found[-1].__cause__ or found[-1].__context__:
+        found.append(cause)
+    return found
+
+
+def reason(error: Exception) -> str:
+    """What an error of MLflow, the network or a database comes down to, in one line and without passwords."""
+    from mlflow.exceptions import MlflowException
+
+    for cause in reversed(causes(error)):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return (f"its certificate is not trusted ({cause.verify_message}); MLFLOW_TRACKING_SERVER_CERT_PATH names "
+                    "a file of certificates to trust")  # fmt: skip
+        if isinstance(cause, ssl.SSLError):
+            return f"it does not speak TLS as https:// wants it ({cause.reason})"
+        if isinstance(cause, OSError) and cause.strerror:
+            return masked(cause.strerror)
+    text = str(error)
+    if code := re.search(r"too many (\d+) error responses", text):
+        return f"it answers with the HTTP code {code[1]}"
+    if "Caused by " in text:
+        # As in: Caused by ProtocolError('Connection aborted.', ConnectionResetError(104, 'Connection reset by peer'))
+        quoted = re.findall(r"['\"]([^'\"]+)['\"]", text.rpartition("Caused by ")[2])
+        return masked(quoted[-1] if quoted else text.rpartition("Caused by ")[2])
+    body = text.partition("Response body: ")[2].strip("' \n")
+    # A code that is not of the API, or a page instead of JSON: somebody else's answer, such as a proxy's.
+    if isinstance(error, MlflowException) and "Response body: " in text:
+        status = re.search(r"failed with error code (\d+)", text)
+        if status and status[1] == "401":
+            return ("it does not know the user or the password (HTTP code 401); MLFLOW_TRACKING_USERNAME and "
+                    "MLFLOW_TRACKING_PASSWORD give them")  # fmt: skip
+        if not status or status[1] == "404" or body.startswith("<"):
+            told = f"HTTP code {status[1]}" if status else "an answer that is not JSON"
+            return f"there is no MLflow server at this address ({told}); its first part or its path may be wrong"
+        return masked(f"HTTP code {status[1]}: {' '.join(body.split())[:200]}")
+    first = (text.strip().splitlines() or [type(error).__name__])[0]
+    return masked(
+        re.sub(r"^\(\w+\.\w+\) ", "", first)
+    )  # SQLAlchemy begins with the kind, as (sqlite3.OperationalError)

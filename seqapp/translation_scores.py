@@ -12,10 +12,13 @@ from functools import cached_property, lru_cache
 from importlib.metadata import version
 from typing import Any
 
+import numpy
 from sacrebleu.metrics.base import Metric as SacreMetric
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
+
+from seqapp.outcomes import Outcomes
 
 EDGES = (5, 10, 15, 20, 25, 30)
 """The longest source of each row of :meth:`Translations.by_length`, in words; one more row holds what is longer."""
@@ -26,6 +29,12 @@ DEFINITIONS: dict[str, SacreMetric] = {
     "bleu_lowercased": BLEU(tokenize="none", smooth_method="none", force=True),
 }
 """Score -> how it is computed; that of ``bleu_lowercased`` reads tokens."""
+_COLUMNS = (
+    "said",
+    "expected",
+    *(f"right_{order}" for order in range(1, 5)),
+    *(f"all_{order}" for order in range(1, 5)),
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,12 @@ class Translations:
         return {
             name: float(_score(name, *(tokens if name == "bleu_lowercased" else raw)).score) for name in DEFINITIONS
         }
+
+    def outcomes(self) -> Outcomes:
+        """What each sentence adds to ``bleu``: tokens, right n-grams and n-grams, of orders 1 to 4."""
+        found = [_score("bleu", [said], [right]) for said, right in zip(self.hypotheses, self.references, strict=True)]
+        rows = [[one.sys_len, one.ref_len, *one.counts, *one.totals] for one in found]
+        return Outcomes(_COLUMNS, {"bleu": ("bleu", *_COLUMNS)}, numpy.array(rows, float).reshape(-1, len(_COLUMNS)))
 
     def details(self) -> dict[str, str]:
         """Score -> its definition: sacreBLEU's signature, and before it what else was done to the texts."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqapp.data.batching import LengthBuckets, cut_by_tokens, pad
+from seqapp.data.batching import Length, LengthBuckets, cut_by_tokens, pad
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=120)
 PAIRS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), max_size=120)
@@ -47,6 +47,34 @@ def test_every_pair_once_an_epoch_within_the_bounds_of_both_sides(
     for batch in batches:
         assert 1 <= len(batch) <= max_rows
         assert padded_size(batch, pairs) <= max_tokens or len(batch) == 1
+
+
+@given(
+    st.one_of(LENGTHS, PAIRS), st.integers(1, 400), st.integers(1, 20), st.integers(1, 7), st.integers(0, 5),
+    st.booleans(),
+)  # fmt: skip
+def test_processes_share_the_batches_of_one(
+    lengths: Sequence[Length], max_tokens: int, max_rows: int, world: int, epoch: int, shuffle: bool
+) -> None:
+    def made(rank: int, world: int) -> list[list[int]]:
+        buckets = LengthBuckets(
+            lengths, max_tokens=max_tokens, max_rows=max_rows, seed=2, shuffle=shuffle, rank=rank, world=world
+        )
+        buckets.set_epoch(epoch)
+        assert len(buckets) == len(list(buckets))
+        return list(buckets)
+
+    alone, shares = made(0, 1), [made(rank, world) for rank in range(world)]
+    assert [len(share) for share in shares] == [len(alone)] * world
+    for batch, *parts in zip(alone, *shares, strict=True):
+        assert sorted(row for part in parts for row in part) == sorted(batch)
+        sizes = [len(part) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+        # Shares are alike in length, too: none is longer at any place than the one before it at the next.
+        if not shuffle:
+            sides = [[max(length) if isinstance(length := lengths[row], tuple) else length for row in part]
+                     for part in parts]  # fmt: skip
+            assert all(a <= b for one in sides for other in sides for a, b in zip(one, other[1:], strict=False))
 
 
 @given(LENGTHS, st.integers(1, 200), st.integers(0, 5), st.booleans())

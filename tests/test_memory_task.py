@@ -262,7 +262,7 @@ def test_numbers_cost_their_squared_error() -> None:
     assert scores["relative_mse"] == pytest.approx(expected / task.fitted.variances[0], rel=1e-5)
     assert scores["solved"] == pytest.approx(sum(abs(error) < 0.5 for error in errors) / 3)
     bare, batch = batch_of("numbers", tolerance=None)
-    assert set(bare.loss(model, batch)[1]) == {"mse", "relative_mse"}
+    assert set(bare.loss(model, batch)[1]) == {"mse", "relative_mse", "outcomes"}
 
 
 @pytest.mark.parametrize(("kind", "names"), [("symbols", {"nll", "accuracy", "solved"}),
@@ -272,7 +272,7 @@ def test_scores_of_the_last_answer_alone_have_names_of_their_own(kind: str, name
     for loss_at, wanted in (("asked", names), ("every", names), ("end", {f"{name}_end" for name in names})):
         task = prepared(kind, loss_at=loss_at)
         _, totals = task.loss(model_for(kind), task.collate(task.encode(examples)))
-        assert set(totals) == set(metrics.read(totals)) == wanted
+        assert set(totals) - {"outcomes"} == set(metrics.read(totals)) == wanted
         assert task.selection == (next(name for name in sorted(wanted) if name.startswith(("nll", "mse"))), "min")
         assert wanted <= set(task.titles)
         assert {name for name in wanted if name.startswith(("accuracy", "solved"))} <= set(task.shares)

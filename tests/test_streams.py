@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seqapp.data.batching import Idle
 from seqapp.data.streams import Batch, Pieces, Span, Stream, evaluation_pieces, training_pieces
 from seqapp.data.tokenizers import BOS, EOS, PAD
 
@@ -79,6 +80,38 @@ def test_evaluation_scores_every_token_once_after_its_own_past(data: st.DataObje
                     begins_text = history[row] == ids[: len(history[row])]
                     assert begins_text or len(history[row]) > context
     assert all("".join(map(chr, row)) in "".join(map(chr, ids)) for row in history)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_processes_read_the_rows_of_one_in_as_many_pieces(data: st.DataObject) -> None:
+    stream = stream_of(data.draw(st.lists(st.integers(3, 900), min_size=1, max_size=120)))
+    world, rows, steps = (data.draw(st.integers(1, most)) for most in (5, 9, 12))
+
+    def made(rank: int, world: int) -> list[Pieces]:
+        return [
+            training_pieces(stream, rows=rows, steps=steps, seed=1, epoch=2, rank=rank, world=world),
+            evaluation_pieces(stream, context=2, rows=rows, steps=steps, rank=rank, world=world),
+        ]
+
+    for alone, *shares in zip(made(0, 1), *(made(rank, world) for rank in range(world)), strict=True):
+        pieces = [list(share) for share in shares]
+        assert [len(share) for share in shares] == [len(alone)] * world == [len(own) for own in pieces]
+        for whole, *parts in zip(alone, *pieces, strict=True):
+            found = [part for part in parts if not isinstance(part, Idle)]
+            assert {part.inputs.shape[1] for part in found} == {whole.inputs.shape[1]}
+            assert {part.fresh for part in found} == {whole.fresh}
+            assert sorted(row for part in found for row in texts(part)) == sorted(texts(whole))
+            assert sum(part.characters for part in found) == pytest.approx(whole.characters)
+            assert all(part.weight == 0 for part in parts if isinstance(part, Idle))
+        for own in pieces:
+            idle = [isinstance(part, Idle) for part in own]
+            assert idle == sorted(idle), "rows that have ended do not go on"
+
+
+def texts(batch: Batch) -> list[tuple[list[int], list[int], list[bool]]]:
+    """Inputs, targets and what is scored of each row."""
+    return list(zip(batch.inputs.tolist(), batch.targets.tolist(), batch.scored.tolist(), strict=True))
 
 
 def test_epochs_cut_at_other_places_and_an_epoch_repeats() -> None:

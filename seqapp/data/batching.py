@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,16 @@ from seqapp.data.tokenizers import PAD
 
 Length = int | tuple[int, int]
 """Tokens of a row, or of its source and of its target."""
+
+
+class Idle(NamedTuple):
+    """Stands where one of several processes has no rows of a batch, so that all of them take equally many steps.
+
+    Args:
+        weight: how much the mean loss of the batch is still a mean over what this process has had of it.
+    """
+
+    weight: float = 0.0
 
 
 def pad(rows: Sequence[Sequence[int]], value: int = PAD) -> tuple[Tensor, Tensor]:
@@ -75,6 +86,9 @@ class LengthBuckets(Sampler[list[int]]):
     batches shuffled. The order depends on ``seed`` and the epoch alone, so a resumed epoch repeats exactly. Of pairs
     both sides count, so that rows of a similar source and a similar target stand together.
 
+    LAW: the batches are the same whatever ``world`` is. Process ``rank`` gets every ``world``-th row of each of them,
+    so that shares are alike in length and in number, and none where a batch has fewer rows than there are processes.
+
     Args:
         lengths: tokens per row, or of source and target.
         max_tokens: bound on the padded size of a batch, as of :func:`cut_by_tokens`.
@@ -82,6 +96,8 @@ class LengthBuckets(Sampler[list[int]]):
         seed: of the shuffles.
         shuffle: False keeps one order, sorted by length, for evaluation.
         pool: how many batches are sorted together; more means less padding and less randomness.
+        rank: of this process, from 0.
+        world: number of processes.
     """
 
     def __init__(
@@ -93,7 +109,10 @@ class LengthBuckets(Sampler[list[int]]):
         seed: int = 0,
         shuffle: bool = True,
         pool: int = 50,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
+        self.rank, self.world = rank, world
         self.lengths, self.max_tokens, self.max_rows = lengths, max_tokens, max_rows
         self.seed, self.shuffle, self.pool = seed, shuffle, pool
         self.epoch = 0
@@ -104,13 +123,13 @@ class LengthBuckets(Sampler[list[int]]):
         self.epoch = epoch
 
     def batches(self) -> list[list[int]]:
-        """The batches of the current epoch."""
+        """The batches of the current epoch, those of all processes together."""
         if self._batches is None or self._batches[0] != self.epoch:
             self._batches = (self.epoch, self._make())
         return self._batches[1]
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches())
+        return (batch[self.rank :: self.world] for batch in self.batches())
 
     def __len__(self) -> int:
         return len(self.batches())

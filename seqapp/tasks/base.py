@@ -100,6 +100,17 @@ class Task(ABC, Generic[E, I]):
     """Whether :meth:`loss_carried` is there, for truncated back-propagation through time."""
     streams: bool = False
     """Whether :meth:`encode` gives one :class:`seqapp.data.streams.Stream`, which is read on and on in pieces."""
+    weighs_whole: bool = False
+    """Whether the loss of a piece is divided by the :meth:`weight` of the whole batch, which each piece then has."""
+    calibrates: bool = False
+    """Whether answers hold probabilities of classes, and :meth:`logits` is there to fit :attr:`temperature`."""
+    temperature: float | None = None
+    """What logits are divided by before they become the probabilities of an answer; None leaves them as they are."""
+
+    @property
+    def metric_definition(self) -> str:
+        """What the score that chooses is: on the same data, equal ones mean scores that compare."""
+        return self.selection[0]
 
     @abstractmethod
     def prepare(self, examples: Sequence[E]) -> None:
@@ -131,7 +142,18 @@ class Task(ABC, Generic[E, I]):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Metric]]:
-        """The mean loss of a batch and its metrics."""
+        """The mean loss of a batch and its metrics.
+
+        In eval mode "outcomes" is one of them, from here or from :meth:`judge`: a :class:`seqapp.outcomes.Outcomes` of
+        the score that chooses, a row each row of the batch. Without it runs are compared without a test.
+        """
+
+    def weight(self, batch: Any) -> float:
+        """What the mean loss of ``batch`` is a mean over; by default its rows.
+
+        LAW: of the parts of a batch, dealt to processes by rows, the sum of weight x loss is that of the whole.
+        """
+        return len(batch.lengths)
 
     def chunks(self, batch: Any, steps: int) -> Iterator[Any]:
         """``batch`` cut along time for truncated back-propagation (Williams & Peng 1990).
@@ -165,6 +187,13 @@ class Task(ABC, Generic[E, I]):
     def judge(self, model: nn.Module, batch: Any) -> dict[str, Metric]:
         """Metrics of the answers that the model gives by itself, where the loss does not tell how good they are."""
         return {}
+
+    def logits(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        """Logits (N, C) of the N answers that a batch asks for, and the true classes (N,).
+
+        They are those before :attr:`temperature`, in a task that :attr:`calibrates`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} answers with no probabilities of classes")
 
     def sample(self, model: nn.Module, items: Any) -> str | None:
         """What the model says, for a person who watches it learn; None where it says nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from seqapp.errors import BundleError, DataError
 from seqapp.metrics import Metric, Ratio, Surprise
 from seqapp.models.language_model import LanguageModel
 from seqapp.nn.recurrent import Carry
+from seqapp.outcomes import Outcomes
 from seqapp.registry import Spec
 from seqapp.tasks.base import TASKS, InputError, Task
 
@@ -37,6 +39,10 @@ REQUEST_TOKENS = 64
 """Added to a prompt when the time of an answer is measured."""
 LONGEST_ROW = 10_000
 """Most tokens of a text that is learned as one row."""
+PARTS = 100
+"""Of a text that is one stream, for how certain a figure is: fewer would tell little of that, since the spread of n
+parts is known to about 1 in the square root of 2 n, more would be so short that neighbours hang together."""
+_SPACE = re.compile(r"(?<=\S) (?=\S)")
 COUNTED_AT_ONCE = 2**22
 """Tokens of a stream in memory while pairs are counted."""
 
@@ -98,6 +104,11 @@ class Generation(Task[Passage, Item]):
         self.streams = reads == "stream"
         self.conditions = Vocabulary([])
         self.features = 0
+
+    @property
+    def metric_definition(self) -> str:
+        """How the text is read decides which tokens count and how much each has before it."""
+        return f"bits_per_character, read as {self.reads}"
 
     @property
     def file_options(self) -> Sequence[str]:  # type: ignore[override]
@@ -167,26 +178,30 @@ class Generation(Task[Passage, Item]):
         return items
 
     def _encode_stream(self, examples: Sequence[Passage]) -> Stream:
-        characters = 0
-        ends: deque[bool] = deque()
+        characters = sum(len(self._text(passage)) for passage in examples)
+        waiting: deque[tuple[int, int, bool]] = deque()
+        counts: list[tuple[int, int, int]] = []
 
         def texts() -> Iterator[str]:
-            nonlocal characters
+            before = 0
             for passage in examples:
-                characters += len(self._text(passage))
-                ends.append(passage.ends)
-                yield passage.text
+                for text, ends in _cut(passage.text, before, characters):
+                    waiting.append((PARTS * before // max(1, characters), len(text), ends and passage.ends))
+                    before += len(text)
+                    yield text
 
         def documents() -> Iterator[Sequence[int] | NDArray[Any]]:
             for ids in self.tokenizer.encode_all(texts()):
+                part, size, ends = waiting.popleft()
+                counts.append((part, len(ids) + ends, size))
                 yield ids
-                if ends.popleft():
+                if ends:
                     yield [EOS]
 
         stream = Stream.write(documents(), vocabulary_size=self.tokenizer.size)
         if not len(stream):
             raise DataError("the text is empty; one with characters fits")
-        return Stream(stream.ids, characters)
+        return Stream(stream.ids, characters, _added(counts))
 
     def length(self, item: Item) -> int:
         return len(item.ids)
@@ -197,7 +212,9 @@ class Generation(Task[Passage, Item]):
         scored = torch.arange(targets.shape[1]) < lengths[:, None]
         conditions = [item.condition for item in items if item.condition is not None]
         condition = torch.stack(conditions) if conditions else None
-        return Batch(inputs, lengths, targets, scored, sum(item.characters for item in items), condition)
+        worth = torch.tensor([[item.characters / len(item.ids)] for item in items], dtype=torch.float64)
+        characters = sum(item.characters for item in items)
+        return Batch(inputs, lengths, targets, scored, characters, condition, worth=worth)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Metric]]:
         loss, totals, _ = self.loss_carried(model, batch, None)
@@ -209,18 +226,24 @@ class Generation(Task[Passage, Item]):
         assert isinstance(model, LanguageModel)
         x, carry = model(batch.inputs, batch.lengths, carry, batch.condition)
         scored = batch.scored
+        outcomes: dict[str, Metric] = {}
         x, targets = x[scored], batch.targets[scored]
         if model.training:
             loss = model.head.loss(x, targets, previous=batch.inputs[scored])
             # A sampled head's loss is no likelihood, so it must not be shown as one.
             exact = model.head.exact
         else:
-            loss, exact = model.head.nll(x, targets).double().mean(), True
+            each = model.head.nll(x, targets).double()
+            loss, exact = each.mean(), True
+            outcomes["outcomes"] = told(each.detach().cpu().numpy(), batch)
         total = loss.detach().double() * len(targets)
         if not exact:
             return loss, {"objective": Ratio("objective", total, len(targets))}, carry
         unknown = Ratio("unknown", (targets == UNK).sum(), len(targets))
-        return loss, {"nll": Surprise(total, len(targets), batch.characters), "unknown": unknown}, carry
+        return loss, {"nll": Surprise(total, len(targets), batch.characters), "unknown": unknown, **outcomes}, carry
+
+    def weight(self, batch: Batch) -> float:
+        return int(batch.scored.sum())
 
     def learns(self, batch: Batch) -> bool:
         return bool(batch.scored.any())
@@ -352,6 +375,76 @@ class Generation(Task[Passage, Item]):
         if given is not None:
             raise ValueError("condition: this model was trained without; null fits")
         return None
+
+
+def _cut(text: str, before: int, characters: int) -> Iterator[tuple[str, bool]]:
+    """``text`` cut where a part of the whole text ends, each with whether it is the last.
+
+    LAW: the tokens of the pieces are those of the text: it is cut before a single space alone, which no token spans.
+
+    Args:
+        text: a passage.
+        before: characters of the whole text that stand before it.
+        characters: of the whole text.
+    """
+    start = 0
+    while True:
+        # The first place at which PARTS * (before + place) // characters is one more.
+        part = PARTS * (before + start) // max(1, characters)
+        place = max(start + 1, -(-characters * (part + 1) // PARTS) - before)
+        found = _SPACE.search(text, place) if place < len(text) else None
+        yield text[start : found.start() if found else None], not found
+        if not found:
+            return
+        start = found.start()
+
+
+def _added(counts: Iterable[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    """(part, tokens, characters) of pieces in order -> tokens and characters of each part."""
+    parts: dict[int, tuple[int, int]] = {}
+    spare = 0  # white space that is no token, which the part after it takes
+    for part, tokens, characters in counts:
+        spare += characters
+        if tokens:
+            before = parts.get(part, (0, 0))
+            parts[part], spare = (before[0] + tokens, before[1] + spare), 0
+    found = list(parts.values())
+    return [*found[:-1], (found[-1][0], found[-1][1] + spare)]
+
+
+def told(nats: NDArray[numpy.float64], batch: Batch) -> Outcomes:
+    """What each text, or part of a text, adds to bits per character.
+
+    Args:
+        nats: (n,) of the scored targets, row by row.
+        batch: where they stand.
+    """
+    scored = batch.scored.cpu().numpy()
+    index = scored.nonzero()[0] if batch.parts is None else batch.parts.cpu().numpy()[scored]
+    worth = numpy.full((1, 1), batch.characters / len(nats)) if batch.worth is None else batch.worth.cpu().numpy()
+    return surprises(nats, index, numpy.broadcast_to(worth, scored.shape)[scored], rows=batch.parts is None)
+
+
+def surprises(
+    nats: NDArray[numpy.float64], index: NDArray[numpy.int64], characters: NDArray[numpy.float64], *, rows: bool
+) -> Outcomes:
+    """Outcomes of n tokens, added up by the item they are of.
+
+    Args:
+        nats: (n,).
+        index: (n,), the item that each is of.
+        characters: (n,) that each stands for.
+        rows: items are the rows of a batch, each with a token or more, and are counted from 0.
+    """
+    items, place = numpy.unique(index, return_inverse=True)
+    scores = {"bits_per_character": ("bits", "nats", "characters")}
+    return Outcomes.of(
+        scores,
+        items=None if rows else items,
+        nats=numpy.bincount(place, nats),
+        tokens=numpy.bincount(place),
+        characters=numpy.bincount(place, characters),
+    )
 
 
 def blocks(items: Stream | Sequence[Item]) -> Blocks:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
+import numpy
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError
 from pydantic_core import PydanticCustomError
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
+from seqapp.calibration import load_temperature, save_temperature
 from seqapp.data.batching import cut_by_tokens
 from seqapp.data.memory import Rows
 from seqapp.data.steps import Step, Steps, Symbol, as_step, read_steps
@@ -23,6 +25,7 @@ from seqapp.errors import BundleError, ConfigError, DataError
 from seqapp.metrics import Metric, Ratio
 from seqapp.models.in_step import InStep, Kind
 from seqapp.nn.recurrent import Carry, NotFinite
+from seqapp.outcomes import Outcomes
 from seqapp.registry import Positive
 from seqapp.tasks.base import TASKS, InputError, Task
 
@@ -156,6 +159,7 @@ class Memory(Task[Steps, Item]):
         "of its own.\nWhere training never asks for an answer, what it answers means nothing."
     )
     carries = True
+    weighs_whole = True
 
     def __init__(
         self,
@@ -176,6 +180,11 @@ class Memory(Task[Steps, Item]):
     def answers(self) -> Kind:
         """What is answered."""
         return "numbers" if self.fitted.classes is None else "symbols"
+
+    @property
+    def calibrates(self) -> bool:  # type: ignore[override]
+        """Whether answers are symbols, with a probability each."""
+        return self.answers == "symbols"
 
     def prepare(self, examples: Sequence[Steps]) -> None:
         """Find symbols, channels and variances, and whether anything but the end is ever asked.
@@ -258,6 +267,8 @@ class Memory(Task[Steps, Item]):
         if right is not None:
             solved = (right | ~batch.asked).all(1)
             scores |= self._named(solved=(solved.sum(dtype=torch.float64), len(solved)))
+        if not model.training:
+            scores["outcomes"] = self._outcomes(outputs, batch)
         return loss, scores
 
     def chunks(self, batch: Batch, steps: int) -> Iterator[Batch]:
@@ -277,6 +288,9 @@ class Memory(Task[Steps, Item]):
                 for whole in (batch.inputs, batch.targets, batch.asked, batch.trained, batch.fed)
             )
             yield Batch(inputs, left, targets, asked, trained, fed, batch.answers, batch.open_loop, start == 0)
+
+    def weight(self, batch: Batch) -> float:
+        return batch.answers
 
     def learns(self, batch: Batch) -> bool:
         return bool(batch.trained.any())
@@ -299,6 +313,10 @@ class Memory(Task[Steps, Item]):
         if not model.causal:
             raise ConfigError("train.truncate: an encoder that reads both ways carries no state; 0, or a causal "
                               "encoder, would fit")  # fmt: skip
+
+    def logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        outputs, _ = model(batch.inputs, batch.lengths)
+        return outputs[batch.asked], batch.targets[batch.asked]
 
     def predict(self, model: nn.Module, inputs: Sequence[MemoryInput]) -> list[MemoryOutput]:
         assert isinstance(model, InStep)
@@ -353,6 +371,7 @@ class Memory(Task[Steps, Item]):
 
     def save(self, directory: Path) -> None:
         (directory / "memory.json").write_text(self.fitted.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        save_temperature(directory, self.temperature)
 
     def restore(self, directory: Path) -> None:
         path = directory / "memory.json"
@@ -369,6 +388,7 @@ class Memory(Task[Steps, Item]):
         if not all(value > 0 for value in fitted.variances):
             raise BundleError(f"{path}: variances above 0 fit, not {str(fitted.variances)[:80]}")
         self._set(fitted)
+        self.temperature = load_temperature(directory)
 
     def _set(self, fitted: _Fitted) -> None:
         self.fitted = fitted
@@ -405,6 +425,23 @@ class Memory(Task[Steps, Item]):
         variances = torch.tensor(self.fitted.variances, dtype=torch.float64, device=targets.device)
         relative = ((answered.double() - targets).square() / variances).mean(-1).sum()
         return self._named(mse=(costs, count), relative_mse=(relative, count))
+
+    def _outcomes(self, outputs: Tensor, batch: Batch) -> Outcomes:
+        """What each sequence adds to the score that chooses, and to one that says more: right answers, or variance."""
+        with torch.no_grad():
+            answered, targets = outputs[batch.asked], batch.targets[batch.asked]
+            costs = self._error(answered, targets).double()
+            more = "accuracy" if self.answers == "symbols" else "relative_mse"
+            if self.answers == "symbols":
+                further = (answered.argmax(-1) == targets).double()
+            else:
+                variances = torch.tensor(self.fitted.variances, dtype=torch.float64, device=targets.device)
+                further = ((answered.double() - targets).square() / variances).mean(-1)
+        rows = batch.asked.nonzero()[:, 0].cpu().numpy()
+        costs_of, further_of = (numpy.bincount(rows, each.cpu().numpy(), len(batch.asked)) for each in (costs, further))
+        first = self.selection[0]
+        scores = {first: ("ratio", "cost", "answers"), self._name(more): ("ratio", more, "answers")}
+        return Outcomes.of(scores, cost=costs_of, answers=batch.asked.sum(1), **{more: further_of})
 
     def _named(self, **sums: tuple[Tensor, int]) -> dict[str, Metric]:
         return {self._name(score): Ratio(self._name(score), *sum_and_count) for score, sum_and_count in sums.items()}
@@ -478,7 +515,9 @@ class Memory(Task[Steps, Item]):
         at: Literal["every step", "end"] = "end" if self.fitted.at_end else "every step"
         if self.fitted.classes is None:
             return MemoryOutput(at=at, outputs=answers.tolist())
-        chances, ids = answers.softmax(-1).max(-1)
+        # The symbol is that of the logits, which no temperature makes equal.
+        ids = answers.argmax(-1)
+        chances = (answers / (self.temperature or 1.0)).softmax(-1).amax(-1)
         names: list[Any] = [self.fitted.classes[index] for index in ids.tolist()]
         return MemoryOutput(at=at, outputs=names, probabilities=chances.tolist())
 

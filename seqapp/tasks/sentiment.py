@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from seqapp.calibration import load_temperature, save_temperature
 from seqapp.data.batching import cut_by_tokens, pad
 from seqapp.data.splits import LabelledText
 from seqapp.data.tables import read_labelled
@@ -23,6 +24,7 @@ from seqapp.data.vocabulary import Vocabulary
 from seqapp.errors import BundleError, DataError
 from seqapp.metrics import Confusion, Metric, Ratio
 from seqapp.models.classifier import Classifier
+from seqapp.outcomes import Outcomes
 from seqapp.registry import Size, Spec
 from seqapp.tasks.base import TASKS, InputError, Task
 
@@ -96,11 +98,7 @@ class Sentiment(Task[LabelledText, Item]):
     shares = ("accuracy",)
     file_options = ("text", "label", "encoding", "format")
     line_field = "text"
-    limits = (
-        "It knows the language and the kind of text it was trained on, and answers any other text with the same "
-        "confidence. It\nreads a text as a whole and does not say what an opinion is about. Its probabilities are not "
-        "calibrated."
-    )
+    calibrates = True
 
     def __init__(
         self,
@@ -112,6 +110,16 @@ class Sentiment(Task[LabelledText, Item]):
         self.tokenizer: Tokenizer = TOKENIZERS.build(tokenizer)
         self.max_tokens, self.crop = max_tokens, crop
         self.labels = Vocabulary([])
+
+    @property
+    def limits(self) -> str:  # type: ignore[override]
+        """What a person must not expect of the answers."""
+        calibrated = "are not calibrated" if self.temperature is None else "are calibrated for texts like those"
+        return (
+            "It knows the language and the kind of text it was trained on, and answers any other text with the same "
+            "confidence. It\nreads a text as a whole and does not say what an opinion is about. Its probabilities "
+            f"{calibrated}."
+        )
 
     def prepare(self, examples: Sequence[LabelledText]) -> None:
         self.tokenizer.fit(example.text for example in examples)
@@ -149,25 +157,35 @@ class Sentiment(Task[LabelledText, Item]):
         loss, logits = model.loss(*batch)
         logits = logits.detach()
         nats = cross_entropy(logits, batch.targets, reduction="sum")
-        return loss, {
+        found: dict[str, Metric] = {
             "nll": Ratio("nll", nats.double(), len(batch.targets)),
             "confusion": Confusion.of(logits, batch.targets, self.labels.names),
         }
+        if not model.training:
+            right = logits.argmax(1) == batch.targets
+            scores = {"accuracy": ("ratio", "right", "texts")}
+            found["outcomes"] = Outcomes.of(scores, right=right, texts=torch.ones(len(right)))
+        return loss, found
+
+    def logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        return model(batch.ids, batch.lengths), batch.targets
 
     def predict(self, model: nn.Module, inputs: Sequence[SentimentInput]) -> list[SentimentOutput]:
         assert isinstance(model, Classifier)
         encoded = self._encode_texts([given.text for given in inputs])
         lengths = [len(row.ids) for row in encoded]
         order = sorted(range(len(inputs)), key=lambda index: lengths[index])
-        probabilities = torch.empty(len(inputs), len(self.labels))
+        logits = torch.empty(len(inputs), len(self.labels))
         with torch.inference_mode():
             for indices in cut_by_tokens(order, lengths, PREDICT_TOKENS, max_rows=256):
                 ids, sizes = pad([encoded[index].ids for index in indices])
                 device = model.embedding.weight.device
-                probabilities[indices] = model(ids.to(device), sizes.to(device)).softmax(1).cpu()
+                logits[indices] = model(ids.to(device), sizes.to(device)).cpu()
+        # The label is that of the logits, which no temperature makes equal.
+        labels = logits.argmax(1).tolist()
+        probabilities = (logits / (self.temperature or 1.0)).softmax(1).tolist()
         outputs = []
-        for given, row, chances in zip(inputs, encoded, probabilities.tolist(), strict=True):
-            best = max(range(len(chances)), key=chances.__getitem__)
+        for given, row, chances, best in zip(inputs, encoded, probabilities, labels, strict=True):
             tokens = self._explain(model, given.text, row, best) if given.explain else None
             outputs.append(
                 SentimentOutput(
@@ -193,9 +211,11 @@ class Sentiment(Task[LabelledText, Item]):
         (directory / "labels.json").write_text(
             json.dumps(self.labels.names, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
         )
+        save_temperature(directory, self.temperature)
 
     def restore(self, directory: Path) -> None:
         self.tokenizer = Tokenizer.load(directory / "tokenizer.json")
+        self.temperature = load_temperature(directory)
         path = directory / "labels.json"
         try:
             names = json.loads(path.read_text(encoding="utf-8"))
@@ -234,7 +254,7 @@ class Sentiment(Task[LabelledText, Item]):
         with torch.enable_grad():
             ids = ids.to(device)
             vectors = model.embed(ids).detach().requires_grad_()
-            logits = model.head.logits(model.features(vectors, ids, lengths.to(device)))[0]
+            logits = model.head.logits(model.features(vectors, ids, lengths.to(device)))[0] / (self.temperature or 1.0)
             others = torch.cat([logits[:label], logits[label + 1 :]])
             (gradient,) = torch.autograd.grad(logits[label] - others.logsumexp(0), vectors)
         weights = (gradient * vectors).sum(-1)[0].tolist()

@@ -147,6 +147,11 @@ class Translation(Task[SentencePair, Item]):
         self._resegmenters: tuple[Resegmenter, Resegmenter] | None = None
 
     @property
+    def metric_definition(self) -> str:
+        """sacreBLEU's signature; the search is part of the model that is measured."""
+        return f"bleu|{Translations((), (), ()).details()['bleu']}"
+
+    @property
     def titles(self) -> Mapping[str, str]:  # type: ignore[override]
         """Score -> what a person calls it, and for those of translations the search that found them."""
         beams = f"beam {self.beam_size}"
@@ -256,6 +261,9 @@ class Translation(Task[SentencePair, Item]):
             return loss, {"objective": Ratio("objective", total, len(targets))}
         return loss, {"nll": Surprise(total, len(targets), sum(len(item.pair.target) for item in batch.rows.items))}
 
+    def weight(self, batch: Batch) -> float:
+        return int(batch.lengths.sum())
+
     def fit_model(self, model: nn.Module, items: Sequence[Item]) -> None:
         """Tell the head how frequent target tokens and, if it asks, pairs of them are.
 
@@ -280,7 +288,8 @@ class Translation(Task[SentencePair, Item]):
         said = self._say(model, batch.rows.items)
         pairs = [item.pair for item in batch.rows.items]
         sources, references = tuple(pair.source for pair in pairs), tuple(pair.target for pair in pairs)
-        return {"translations": Translations(sources, tuple(said), references, self.languages)}
+        found = Translations(sources, tuple(said), references, self.languages)
+        return {"translations": found, "outcomes": found.outcomes()}
 
     def _say(self, model: Translator, items: Sequence[Item]) -> list[str]:
         sources = [item.source for item in items]

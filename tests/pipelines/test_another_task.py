@@ -1,7 +1,6 @@
-"""A task that is no text and has no accuracy goes the whole way: trained, logged, registered, asked, compared."""
+"""A task that is no text and has no accuracy goes the whole way: trained, logged, registered, asked."""
 
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import pandas
 import pytest
 from pydantic import BaseModel
 
-from pipelines import compare, run, tracking
+from pipelines import run, tracking
 from pipelines.card import intervals, network_of
 from pipelines.figures import figure, learning_curves
 from pipelines.predict import predict
@@ -277,48 +276,6 @@ def test_the_baselines_refuse_what_is_no_text(toy: World, seqapp: Seqapp) -> Non
         "error: toy.yaml: the baselines classify, continue or translate texts; the data 'toy' yields Series, "
         "LabelledText, Passage or SentencePair fits\n"
     )
-
-
-# Comparison
-
-
-def a_run(world: World, name: str, score: float, **tags: str) -> None:
-    run_id = tracking.create_run("toy", name, {"network": "gru", "dataset": "toy sums", "validation_digest": "v" * 32,
-                                               "test_digest": "t" * 32, **tags})  # fmt: skip
-    metric = tags.get("metric", "accuracy")
-    tracking.log_metrics(run_id, {f"best_validation/{metric}": score, f"test/{metric}": score, "test/examples": 100})
-    tracking.finish(run_id)
-
-
-def test_compare_puts_the_best_first_whichever_way_is_better(toy: World, seqapp: Seqapp) -> None:
-    less = {"metric": "mse", "direction": "min", "scale": "number"}
-    for name, score in (("worst", 2.0), ("best", 0.00123), ("middle", 0.5)):
-        a_run(toy, name, score, **less)
-    a_run(toy, "old", 0.8)
-    a_run(toy, "old-better", 0.9)
-    a_run(toy, "steps", 0.7, metric="accuracy", direction="max", scale="share")
-    said = seqapp("compare", "toy")
-    assert said.status == 0, said.err
-    drawn = compare.tables(compare.collect("toy"))
-    heads = [[column.header for column in table.columns] for table in drawn]
-    cells = [[list(column.cells) for column in table.columns] for table in drawn]
-    places = {tuple(head[2:5]): cell for head, cell in zip(heads, cells, strict=True)}
-    numbers = places["validation mse", "test mse", "parameters"]
-    assert numbers[0] == ["best", "middle", "worst"]
-    assert numbers[2] == ["1.230e-03", "0.5000", "2.0000"]
-    shares = places["validation accuracy", "test accuracy", "95 % interval"]
-    assert shares[0] == ["old-better", "old", "steps"]
-    assert shares[2] == ["90.00%", "80.00%", "70.00%"]
-    assert shares[4] == ["82.6% - 94.5%", "71.1% - 86.7%", ""]
-
-
-def test_compare_reads_every_page(toy: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in range(7):
-        a_run(toy, f"run {place}", 0.5 + place / 100)
-        time.sleep(0.002)
-    for page in (2, 3, 7, 100):
-        monkeypatch.setattr(compare, "PAGE", page)
-        assert {row.name for row in compare.collect("toy")} == {f"run {place}" for place in range(7)}
 
 
 # Many bad rows

@@ -16,6 +16,7 @@ from seqapp.data.bundled import reviews
 from seqapp.data.splits import LabelledText, Splits
 from seqapp.data.text import Passage
 from seqapp.data.tokenizers import BOS, EOS
+from seqapp.metrics import read
 from seqapp.tasks.generation import Generation
 from seqapp.tasks.sentiment import Sentiment
 from tests.pipelines.worlds import Said, World, texts
@@ -147,7 +148,7 @@ def test_the_order_is_chosen_on_validation_alone() -> None:
     assert other.scores["test"]["nll"] > 2 * result.scores["test"]["nll"]
     text = np.concatenate([part for part, _ in baselines.blocks(task.encode(given.train))])
     model = NGram(text, order=ORDERS[0], vocabulary_size=task.tokenizer.size)
-    found = [scores["nll"] for scores in foretell(model, task.encode(given.validation))]
+    found = [read(totals)["nll"] for totals in foretell(model, task.encode(given.validation))]
     assert result.scores["validation"]["nll"] == min(found)
     assert result.strength == 1 + found.index(min(found))
     assert result.strength > 1

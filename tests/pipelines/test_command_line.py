@@ -113,7 +113,6 @@ def test_nothing_to_predict_is_no_output(done: Done, seqapp: Seqapp) -> None:
         ("bytes.txt", b"good\nfine\nbl\xe9d\n", "bytes.txt:3: byte 2 is not utf-8; --encoding names another"),
         ("bytes.csv", b"text\ngood\nbl\xe9d\n", "bytes.csv:3: byte 12 (0xe9) is not utf-8 text"),
         ("bytes.jsonl", b'{"text": "good"}\n{"text": "bl\xe9d"}\n', "bytes.jsonl:2: byte 29 (0xe9) is not utf-8 text"),
-        ("cut.jsonl", b'{"text": "good"}\n{"text": "good\n', "cut.jsonl:2: not valid JSON"),
         ("other.csv", b"body,label\ngood,1\n", "other.csv:2: no column 'text'; known: body, label"),
         ("table.xlsx", b"PK\x03\x04", "table.xlsx: the extension '.xlsx' does not tell"),
     ],
@@ -388,80 +387,20 @@ def test_the_schema_is_json_and_complete(world: World, seqapp: Seqapp) -> None:
     assert rate["description"]
 
 
-# compare and data
-
-
-def a_run(
-    world: World, name: str, score: float | None, *, validation: str = "v1", test: str = "t1", network: str = "lstm"
-) -> str:
-    tags = {"task": "sentiment", "network": network, "dataset": f"data {validation}", "seed": "1"}
-    run_id = tracking.create_run(
-        "sentiment", name, {**tags, "validation_digest": validation * 32, "test_digest": test * 32}
-    )
-    if score is not None:
-        for key, value in {"best_validation/accuracy": score, "test/accuracy": score - 0.01, "test/examples": 100,
-                           "parameters": 1234, "seconds": 5}.items():  # fmt: skip
-            world.client.log_metric(run_id, key, value)
-        tracking.finish(run_id)
-    return run_id
-
-
-def tables(said: Said) -> list[list[str]]:
-    """The names of the runs in each table, in its order."""
-    assert said.status == 0, said.err
-    found: list[list[str]] = []
-    for line in said.out.splitlines():
-        if "validation data" in line:
-            found.append([])
-        elif line.startswith("│"):
-            found[-1].append(line.split("│")[1].strip())
-    return found
-
-
-def test_compare_puts_only_runs_on_the_same_data_together(world: World, seqapp: Seqapp) -> None:
-    a_run(world, "weak", 0.7)
-    a_run(world, "elsewhere", 0.9, validation="v2")
-    a_run(world, "other-test", 0.95, test="t2")
-    a_run(world, "unfinished", None)
-    strong = a_run(world, "strong", 0.8)
-    said = seqapp("compare")
-    assert sorted(tables(said)) == [["elsewhere"], ["other-test"], ["strong", "weak"]]
-    (line,) = (line for line in said.out.splitlines() if line.startswith("│ strong"))
-    assert [cell.strip() for cell in line.split("│")[2:-1]] == [
-        "lstm", "80.00%", "79.00%", "70.0% - 85.8%", "1,234", "5 s", "",
-    ]  # fmt: skip
-    assert "unfinished" not in said.out
-    assert tables(seqapp("compare", "--runs", strong)) == [["strong"]]
-
-
-def test_compare_shows_the_newest_run_of_a_name_unless_asked(world: World, seqapp: Seqapp) -> None:
-    a_run(world, "same", 0.9)
-    time.sleep(0.01)
-    a_run(world, "same", 0.6)
-    said = seqapp("compare")
-    assert tables(said) == [["same"]]
-    assert "60.00%" in said.out
-    assert tables(seqapp("compare", "--all")) == [["same", "same"]]
-
-
-def test_compare_shows_every_network_that_one_config_was_run_with(world: World, seqapp: Seqapp) -> None:
-    a_run(world, "same", 0.6, network="jordan")
-    a_run(world, "same", 0.9, network="lstm")
-    assert tables(seqapp("compare")) == [["same", "same"]]
-
-
-def test_compare_without_runs_says_so(world: World, seqapp: Seqapp) -> None:
-    assert refused(seqapp("compare")).startswith("no runs of 'sentiment' at sqlite:///")
-    a_run(world, "unfinished", None)
-    assert refused(seqapp("compare")).startswith("no finished run of 'sentiment'")
+# The comparison after training, and data
 
 
 def test_train_prints_the_comparison_and_where_the_bundle_is(world: World, seqapp: Seqapp) -> None:
-    a_run(world, "earlier", 0.9)
+    elsewhere = {"network": "gru", "dataset": "other", "validation_digest": "v" * 64, "test_digest": "t" * 64}
+    earlier = tracking.create_run("sentiment", "earlier", elsewhere)
+    tracking.log_metrics(earlier, {"best_validation/accuracy": 1})
+    tracking.finish(earlier)
     said = seqapp("train", "tiny.yaml", "train.epochs=1", "--quiet", "--no-register")
     assert said.status == 0, said.err
-    assert tables(said) == [["tiny"]], "runs on other data are not in the way"
-    (folder,) = world.path.glob("runs/*")
+    assert said.out.count("validation data") == 1
+    assert "earlier" not in said.out, "runs on other data are not in the way"
+    assert "Keep tiny (lstm): it has the best validation accuracy" in said.out
+    (folder,) = world.path.glob("runs/*/")
     assert said.out.splitlines()[-1].startswith(f"tiny: bundle runs/{folder.name}/bundle, run {folder.name[-8:]}")
     assert list(world.client.search_registered_models()) == []
 

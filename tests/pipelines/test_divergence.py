@@ -8,7 +8,7 @@ import torch
 
 from pipelines import run
 from pipelines.module import Learner
-from pipelines.tracking import register
+from pipelines.promotion import register
 from seqapp.errors import SeqappError
 from seqapp.references import connect
 from tests.pipelines.worlds import World

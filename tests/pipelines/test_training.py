@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from pipelines import figures, run, tracking
+from pipelines import figures, promotion, run, tracking
 from seqapp import bundle
 from seqapp.data.splits import SOURCES
 from seqapp.errors import SeqappError
@@ -305,9 +305,11 @@ def test_better_means_what_the_task_says(
     done: Done, direction: str, value: float, moves: bool, request: pytest.FixtureRequest
 ) -> None:
     name = re.sub(r"\W", "-", request.node.name)
-    uri = f"models:/{done.client.get_run(done.trained.run_id).outputs.model_outputs[-1].model_id}"
-    for score in (0.5, value):
-        last = tracking.register(done.trained.run_id, uri, name, score=("nll", score, direction), validation_digest="d")
+    run_id = done.trained.run_id
+    uri = f"models:/{done.client.get_run(run_id).outputs.model_outputs[-1].model_id}"
+    # Another address of the same model, since the same model is not registered twice.
+    for source, score in ((f"runs:/{run_id}/model", 0.5), (uri, value)):
+        last = promotion.register(run_id, source, name, score=("nll", score, direction), validation_digest="d")
     try:
         assert last.champion is moves
         assert str(done.client.get_model_version_by_alias(name, "champion").version) == ("2" if moves else "1")
@@ -321,9 +323,9 @@ def test_a_registry_that_fails_crowns_nobody(done: Done, monkeypatch: pytest.Mon
 
     uri = f"models:/{done.client.get_run(done.trained.run_id).outputs.model_outputs[-1].model_id}"
     with monkeypatch.context() as patch:
-        patch.setattr(mlflow.MlflowClient, "get_model_version_by_alias", fail)
+        patch.setattr(mlflow.MlflowClient, "get_registered_model", fail)
         with pytest.raises(mlflow.exceptions.MlflowException, match="tired"):
-            tracking.register(
+            promotion.register(
                 done.trained.run_id, uri, "sentiment-tiny", score=("accuracy", 0.0, "max"), validation_digest="d"
             )
     assert resolve("sentiment-tiny").version == "1"

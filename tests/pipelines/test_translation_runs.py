@@ -76,7 +76,7 @@ def test_it_learns_and_is_chosen_by_bleu(run: tuple[World, Trained]) -> None:
     assert len(bleus) == 8
     assert history["best_validation/bleu"][0][1] == pytest.approx(max(bleus))
     tags = world.client.get_run(found.run_id).data.tags
-    assert (tags["metric"], tags["direction"], tags["network"]) == ("bleu", "max", "birnn of lstm")
+    assert (tags["metric"], tags["direction"], tags["network"]) == ("bleu", "max", "birnn of lstm, general attention")
 
 
 def test_what_a_person_can_look_at(run: tuple[World, Trained]) -> None:

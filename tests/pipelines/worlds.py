@@ -110,7 +110,8 @@ SIZED = ("peak_memory_bytes", "bundle_bytes")
 def steady(history: Mapping[str, Any]) -> dict[str, Any]:
     """A run's metrics without those that measure time, memory and files, which name the run."""
     timed = ("train/seconds", "train/tokens_per_second", "seconds", "latency_ms")
-    return {name: values for name, values in history.items() if name not in (*timed, *SIZED)}
+    kept = [name for name in history if name not in (*timed, *SIZED) and not name.startswith("system/")]
+    return {name: history[name] for name in kept}
 
 
 @dataclass(frozen=True)
