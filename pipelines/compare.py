@@ -588,8 +588,8 @@ def _baselines_say(group: Group, kept: Row, baselines: Sequence[Row]) -> str:
             told.append(f"{row.name} ({_shown(group, row.quality['validation'].value)}, {how}, {_p(p)})")
     if not told:
         return ""
-    return (f"A baseline, which cannot be served, is as good on validation or better: {_listed(told)}; a network may "
-            "not be worth its cost here.")  # fmt: skip
+    return (f"It is not significantly better on validation than a baseline, which cannot be served: {_listed(told)}; a "
+            "network may not be worth its cost here.")  # fmt: skip
 
 
 def _ahead(group: Group, value: float) -> float:

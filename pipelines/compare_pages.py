@@ -27,6 +27,7 @@ p { max-width: 60rem; } .about, small { color: #667085; } .apart { color: #a15c0
 .advice { background: #eef4ff; border-left: 4px solid #3563e9; padding: .6rem .9rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .7rem; text-align: right; vertical-align: top; border-bottom: 1px solid #e4e7ec; }
+td { white-space: nowrap; } td.text { white-space: normal; }
 th { font-weight: 600; vertical-align: bottom; } .text { text-align: left; } small { display: block; }
 tr.baseline td { color: #667085; } svg { vertical-align: middle; }
 @media (prefers-color-scheme: dark) {

@@ -96,7 +96,10 @@ def create_run(experiment: str, name: str, tags: Mapping[str, str]) -> str:
         return next((run for run in runs if run.info.run_name == name), None)
 
     run = patience.once(
-        lambda: client.create_run(experiment_id, start_time=moment, run_name=name, tags={**_origin(tags), **tags}), made
+        lambda: client.create_run(
+            experiment_id, start_time=moment, run_name=name, tags={**_origin(experiment, name, tags), **tags}
+        ),
+        made,
     )
     return str(run.info.run_id)
 
@@ -347,9 +350,13 @@ def source_tags() -> dict[str, str]:
     return {"git_commit": commit, "git_dirty": str(dirty).lower()}
 
 
-def _origin(tags: Mapping[str, str]) -> dict[str, str]:
+def _origin(experiment: str, name: str, tags: Mapping[str, str]) -> dict[str, str]:
     """What MLflow's pages show as user, source and version of a run."""
-    shown = {MLFLOW_USER: user(), MLFLOW_SOURCE_NAME: command(), MLFLOW_SOURCE_TYPE: "LOCAL"}
+    # One command may train several configs; the pages show the end of a path.
+    typed = [path for path in map(Path, sys.argv[1:]) if path.stem == name]
+    own = typed if len(typed) == 1 else [path for path in typed if path.parent.name == experiment]
+    source = str(own[0]) if own else command()
+    shown = {MLFLOW_USER: user(), MLFLOW_SOURCE_NAME: source, MLFLOW_SOURCE_TYPE: "LOCAL"}
     return {**shown, MLFLOW_GIT_COMMIT: tags["git_commit"]} if "git_commit" in tags else shown
 
 

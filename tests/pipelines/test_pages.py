@@ -34,6 +34,19 @@ def test_a_run_tells_who_made_it_how_and_from_which_source(done: Done) -> None:
     assert tags["command"].startswith("seqapp ")
 
 
+@pytest.mark.parametrize(("typed", "source"), [
+    (["train", "configs/sentiment/a.yaml", "configs/sentiment/b.yaml", "x=1"], "configs/sentiment/a.yaml"),
+    (["train", "configs/translation/a.yaml", "configs/sentiment/a.yaml"], "configs/sentiment/a.yaml"),
+    (["baseline", "configs/sentiment/b.yaml"], "seqapp baseline configs/sentiment/b.yaml"),
+])  # fmt: skip
+def test_of_several_configs_a_run_names_its_own(
+    world: World, monkeypatch: pytest.MonkeyPatch, typed: list[str], source: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["seqapp", *typed])
+    run_id = tracking.create_run("sentiment", "a", {})
+    assert world.client.get_run(run_id).data.tags["mlflow.source.name"] == source
+
+
 def test_a_run_that_fails_says_why(world: World) -> None:
     with pytest.raises(SeqappError) as raised:
         world.train("train.learning_rate=1e37", "train.clip_norm=0", "train.schedule=constant", "train.warmup=0")

@@ -179,6 +179,7 @@ def test_other_runtime_errors_are_not_taken_for_it(world: World, seqapp: Seqapp,
         raise RuntimeError("shapes do not fit")
 
     monkeypatch.setattr(run, "train", fail)
+    world.config("own.yaml", CONFIG)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         seqapp("train", "own.yaml")
 
