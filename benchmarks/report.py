@@ -6,6 +6,7 @@ python benchmarks/report.py
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def render(records: dict[str, dict[str, Any]]) -> str:
         parts += ["## Translation speed", _TRANSLATE, _translate(records["translate"])]
     if "decode" in records:
         parts += ["## Decoding", _DECODE, _decode(records["decode"])]
+    if "distributed" in records:
+        parts += ["## Several processes", _DISTRIBUTED, _distributed(records["distributed"])]
     if "predict" in records:
         parts += ["## Prediction over files", _PREDICT, _predict(records["predict"])]
     if "unroll" in records:
@@ -289,6 +292,30 @@ def _decode(record: dict[str, Any]) -> str:
             f"| {result['vocabulary']:,} tokens, {way} | {result['batch']} | {rates['ours']:,.0f} | "
             f"{rates['plain']:,.0f} | {result['ours_to_plain']:.2f} | {same} |"
         )
+    return "\n".join(lines)
+
+
+_DISTRIBUTED = (
+    "The same config and seed trained by one process and by several on one host, in alternating turns. Without dropout "
+    "the figures are those of one process to rounding; the last column is how far they are apart at most, over the "
+    "seeds. Tokens per second: median of the epochs after the first, of all processes together."
+)
+
+
+def _distributed(record: dict[str, Any]) -> str:
+    count = record["devices"]
+    parts = [[run for run in record["runs"] if run["devices"] == devices] for devices in (1, count)]
+    seeds = len({run["seed"] for run in record["runs"]})
+    named = " ".join([record["config"], *record["choices"]])
+    lines = [
+        f"| `{named}`, mean of {seeds} seed(s) | 1 process | {count} processes | apart |",
+        "|---|---|---|---|",
+    ]
+    for name, apart in record["largest_differences"].items():
+        one, several = (statistics.mean(run["scores"][name] for run in part) for part in parts)
+        lines.append(f"| {name} | {one:.6g} | {several:.6g} | {apart:.1e} |")
+    one, several = (statistics.median(run["tokens_per_second"] for run in part) for part in parts)
+    lines.append(f"| tokens/s | {one:,.0f} | {several:,.0f} | x {record['ratio']:.2f} |")
     return "\n".join(lines)
 
 

@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -26,8 +28,11 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Table
+from rich.text import Text
 
-from seqapp.errors import SeqappError
+from pipelines.stopping import LAUNCHED, stoppable
+from seqapp.errors import STOPPED, SeqappError, Stopped
 
 if TYPE_CHECKING:
     pass
@@ -41,8 +46,8 @@ data_app = typer.Typer(no_args_is_help=True, help="Public data sets: list and fe
 app.add_typer(data_app, name="data")
 
 # A pipe has no width of its own; a table in a file may be wider than 80 columns.
-out = Console(width=None if sys.stdout.isatty() else 140)
-err = Console(stderr=True)
+out = Console(width=None if sys.stdout.isatty() else 140, emoji=False)
+err = Console(stderr=True, emoji=False)
 
 Model = Annotated[str, typer.Argument(help="bundle directory, run id, NAME@ALIAS, NAME/VERSION or NAME (its champion)")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
@@ -63,22 +68,26 @@ def train(
     overrides = [argument for argument in arguments if "=" in argument]
     if not configs:
         raise SeqappError("no config given; there are some in configs/, such as configs/sentiment/bundled-lstm.yaml")
-    from pipelines.launch import launch
+    with stoppable():
+        from pipelines.launch import launch
 
-    if launch(configs, overrides):
-        return
-    from pipelines import distributed, run
+        if launch(configs, overrides):
+            return
+        from pipelines import distributed, run
 
-    progress = not quiet and sys.stdout.isatty()
-    trained = [run.train(config, overrides, resume=resume, register=register, progress=progress) for config in configs]
-    first = distributed.first()
-    distributed.leave()
-    if not first:
-        return
-    for task in _tasks(trained):
-        _tell_comparison(task, ours={result.run_id for result in trained})
-    for result in trained:
-        out.print(f"{result.name}: bundle {result.bundle}, run {result.run_id}", highlight=False, soft_wrap=True)
+        progress = not quiet and sys.stdout.isatty()
+        trained = [
+            run.train(config, overrides, resume=resume, register=register, progress=progress) for config in configs
+        ]
+        first = distributed.first()
+        distributed.leave()
+        if not first:
+            return
+        for task in _tasks(trained):
+            _tell_comparison(task, ours={result.run_id for result in trained})
+        for result in trained:
+            told = f"{result.name}: bundle {result.bundle}, run {result.run_id}"
+            out.print(told, highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -94,7 +103,9 @@ def baseline(
         scores = (
             f"{split} {name} {figure(value)}" for split, part in result.scores.items() for name, value in part.items()
         )
-        out.print(f"{result.name}: {', '.join(scores)}, {result.seconds:.0f} s", highlight=False, soft_wrap=True)
+        out.print(
+            f"{result.name}: {', '.join(scores)}, {result.seconds:.0f} s", highlight=False, soft_wrap=True, markup=False
+        )
 
 
 @app.command()
@@ -231,8 +242,13 @@ def predict(
         written = to_file.predict_to(loaded, source, output, answered=answered, restart=restart, overwrite=overwrite,
                                      progress=progress)  # fmt: skip
     for name, other in written.renamed.items():
-        err.print(f"the column {name} of the input is called {other} in {output}", highlight=False, soft_wrap=True)
-    out.print(f"{output}: {written.rows:,} rows", highlight=False, soft_wrap=True)
+        err.print(
+            f"the column {name} of the input is called {other} in {output}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+    out.print(f"{output}: {written.rows:,} rows", highlight=False, soft_wrap=True, markup=False)
     if written.failed:
         raise SeqappError(f"{written.failed} row(s) could not be answered; each says why in its column error")
 
@@ -371,7 +387,7 @@ def export(
     from seqapp.references import resolve
 
     target = run.export(bundle.load(resolve(model).path), directory)
-    out.print(f"{target}: " + ", ".join(sorted(file.name for file in target.iterdir())), highlight=False)
+    out.print(f"{target}: " + ", ".join(sorted(file.name for file in target.iterdir())), highlight=False, markup=False)
 
 
 @app.command()
@@ -387,7 +403,8 @@ def compare(
 ) -> None:
     """Finished runs side by side, how certain each figure is, and which run to keep and why.
 
-    The tables also go to --html and --markdown, and into MLflow as artifacts of the run "comparison".
+    The tables also go to --html and --markdown, and into MLflow as artifacts of the run "comparison"; those of --runs
+    go to --html and --markdown alone, if these are given.
     docs/comparing.md explains each column and the rule of the advice.
     """
     wanted = [run for given in runs or () for run in given.split(",")]
@@ -408,13 +425,13 @@ def reproduce(
     from pipelines import reproduce as reproduction
 
     original = reproduction.read(run)
-    out.print(f"repeating run {original.run_id} ({original.name})", highlight=False, soft_wrap=True)
+    out.print(f"repeating run {original.run_id} ({original.name})", highlight=False, soft_wrap=True, markup=False)
     for line in reproduction.differences(original) or ["code, packages and machine are as they were"]:
-        out.print(line, highlight=False, soft_wrap=True)
+        out.print(line, highlight=False, soft_wrap=True, markup=False)
     found = reproduction.reproduce(original, resume=resume, tolerance=tolerance,
                                    progress=not quiet and sys.stdout.isatty())  # fmt: skip
     out.print(reproduction.table(found))
-    out.print(f"{found}; run {found.run_id}", highlight=False, soft_wrap=True)
+    out.print(f"{found}; run {found.run_id}", highlight=False, soft_wrap=True, markup=False)
     if not found.matches:
         raise typer.Exit(1)
 
@@ -426,7 +443,7 @@ def models(
     """Registered models with their champion and challenger, or every version of one of them."""
     from pipelines import promotion
 
-    out.print(promotion.versions(name) if name else promotion.overview())
+    _print(promotion.versions(name) if name else promotion.overview())
 
 
 @app.command()
@@ -443,7 +460,7 @@ def promote(
     """
     from pipelines import promotion
 
-    out.print(str(promotion.promote(reference, force=force, name=name)), highlight=False, soft_wrap=True)
+    out.print(str(promotion.promote(reference, force=force, name=name)), highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -451,7 +468,7 @@ def rollback(name: Annotated[str, typer.Argument(help="a registered model")]) ->
     """Make the champion before the present one champion again; once more goes back once more."""
     from pipelines import promotion
 
-    out.print(str(promotion.rollback(name)), highlight=False, soft_wrap=True)
+    out.print(str(promotion.rollback(name)), highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -553,14 +570,14 @@ def diagnose(
             networks=[name.strip() for name in networks.split(",") if name.strip()],
             out=directory,
             options=diagnostics.Options(steps=steps, rows=rows, seed=seed),
-            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+            progress=lambda what, done, total: bar.update(task, description=escape(what), completed=done, total=total),
         )
     for table in diagnostics.tables(found.record):
         out.print(table)
     for note in found.record["notes"]:
-        out.print(note, highlight=False, soft_wrap=True)
+        out.print(note, highlight=False, soft_wrap=True, markup=False)
     for file in found.files:
-        out.print(str(file), highlight=False, soft_wrap=True)
+        out.print(str(file), highlight=False, soft_wrap=True, markup=False)
     runs = ", ".join(found.run_ids)
     out.print(f"in MLflow: run {runs}, folder {diagnostics.FOLDER}", highlight=False, soft_wrap=True)
 
@@ -575,8 +592,6 @@ def serve(context: typer.Context) -> None:
 @data_app.command("list")
 def data_list() -> None:
     """Public data sets that `fetch` knows."""
-    from rich.table import Table
-
     from seqapp.data.public import describe_datasets
 
     table = Table()
@@ -607,7 +622,12 @@ def data_fetch(
             bar.update(tasks[file], completed=done, total=total)
 
         for name in names:
-            out.print(f"{name}: {fetch_dataset(name, mirror=mirror, progress=report)}", highlight=False, soft_wrap=True)
+            out.print(
+                f"{name}: {fetch_dataset(name, mirror=mirror, progress=report)}",
+                highlight=False,
+                soft_wrap=True,
+                markup=False,
+            )
 
 
 def _tell_comparison(
@@ -637,13 +657,38 @@ def _tell_comparison(
         for group in found.groups:
             if ours and not ours & group.run_ids:
                 continue
-            out.print(pages.table(group))
-            for line in pages.lines(group):
-                out.print(line, highlight=False, markup=False)
+            width = _width()
+            _print(pages.table(group, width))
+            for line in pages.lines(group, width):
+                _print(Text(line))
             out.print()
-        files = [html or RUNS / f"comparison-{found.task}.html", markdown or RUNS / f"comparison-{found.task}.md"]
-        pages.write(found, html_file=files[0], markdown_file=files[1])
-        out.print(f"pages: {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
+        name = quote(found.task, safe=" ")  # an experiment may be called by what is a path
+        if runs:  # a part replaces no comparison of all
+            files = html, markdown
+        else:
+            files = html or RUNS / f"comparison-{name}.html", markdown or RUNS / f"comparison-{name}.md"
+        pages.write(found, html_file=files[0], markdown_file=files[1], publish=not runs)
+        if any(files):
+            out.print(f"pages: {', '.join(str(file) for file in files if file)}", highlight=False, soft_wrap=True,
+                      markup=False)  # fmt: skip
+
+
+def _width() -> int:
+    """Of a line of the output; a pipe has none of its own."""
+    columns = os.environ.get("COLUMNS", "")
+    return out.width if out.is_terminal else int(columns) if columns.isdecimal() and int(columns) else 120
+
+
+def _print(shown: Table | Text) -> None:
+    """Print, without blanks at the ends of lines where they are not seen."""
+    if out.is_terminal:
+        out.print(shown)
+        return
+    plain = Console(file=io.StringIO(), width=_width(), emoji=False)
+    with plain.capture() as captured:
+        plain.print(shown)
+    for line in captured.get().splitlines():
+        out.print(line.rstrip(), highlight=False, soft_wrap=True, markup=False)
 
 
 def _tasks(trained: list[Any]) -> list[str]:
@@ -656,7 +701,7 @@ def _errors_told() -> Iterator[None]:
         yield
     except SeqappError as error:
         _tell(str(error), error)
-        sys.exit(1)
+        sys.exit(STOPPED if isinstance(error, Stopped) else 1)
     except Exception as error:
         distributed = sys.modules.get("pipelines.distributed")
         if distributed is not None and distributed.is_loss(error):
@@ -685,11 +730,11 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _tell(error: str, cause: Exception) -> None:
-    from rich.markup import escape
-
     distributed = sys.modules.get("pipelines.distributed")
     if distributed is not None and not distributed.tells(cause):
         return
+    if isinstance(cause, Stopped) and LAUNCHED in os.environ:
+        return  # the process that has launched this one tells
     err.print(f"[bold red]error:[/] {escape(error)}", highlight=False, soft_wrap=True)
 
 
@@ -703,8 +748,16 @@ def main() -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[terminal])
     else:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    with _errors_told():
-        app()
+    logging.getLogger("torch").setLevel(logging.WARNING)  # at its exit it tells of caches
+    try:
+        with _errors_told():
+            app()
+    except SystemExit as end:
+        if LAUNCHED in os.environ and isinstance(end.code, int) and end.code:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code)  # threads of torch would say that the interpreter has ended under them
+        raise
 
 
 if __name__ == "__main__":

@@ -6,19 +6,31 @@ seed alone are one row. docs/comparing.md tells people what the figures mean.
 
 from __future__ import annotations
 
+import difflib
+import functools
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from mlflow.exceptions import MlflowException
+
+from pipelines.options import SECTIONS
 from pipelines.outcomes import fetch_outcomes
+from pipelines.tracking import flatten
+from seqapp import config
 from seqapp.errors import SeqappError
 from seqapp.metrics import wilson_interval
 from seqapp.outcomes import Difference, Outcomes, difference, holm, intervals, mean
-from seqapp.references import connect, masked, tracking_uri
+from seqapp.references import connect, masked, reason, tracking_uri
+from seqapp.tasks import TASKS
+
+log = logging.getLogger(__name__)
 
 PAGE = 1000
 """Runs in one answer of the tracking server; it allows no more than 50,000."""
@@ -32,7 +44,7 @@ SIGNIFICANT = 0.05
 KIND, COMPARISON = "kind", "comparison"
 """The tag of the run that holds the comparison itself."""
 PARENT, REPRODUCES = "mlflow.parentRunId", "reproduces"
-NOT_LEARNED = ("train.seed", "train.devices", "train.nodes", "train.test", "train.model_name")
+NOT_LEARNED = ("train.seed", "train.devices", "train.nodes", "train.test", "train.calibrate", "train.model_name")
 """Params that make no other configuration."""
 SPLITS = ("validation", "test")
 
@@ -74,6 +86,8 @@ class Row:
         memory: bytes at most, in training.
         latency: milliseconds of one answer.
         size: bytes of the bundle.
+        machines: what its runs were made on; "" for one that does not tell.
+        lacking: how many of its runs have no outcomes on validation.
     """
 
     name: str
@@ -91,6 +105,8 @@ class Row:
     memory: float | None = None
     latency: float | None = None
     size: float | None = None
+    machines: frozenset[str] = frozenset({""})
+    lacking: int = 0
 
     @property
     def baseline(self) -> bool:
@@ -113,6 +129,8 @@ class Group:
         run_ids: of all runs that compare, shown or not.
         apart: why they do not compare with the first group; empty for that.
         advice: which one to keep, and why.
+        kept: ids of the runs of that one.
+        step: what comes next; empty if the registry cannot say.
     """
 
     dataset: str
@@ -125,6 +143,8 @@ class Group:
     run_ids: frozenset[str] = frozenset()
     apart: str = ""
     advice: str = ""
+    kept: tuple[str, ...] = ()
+    step: str = ""
 
     @property
     def share(self) -> bool:
@@ -163,17 +183,41 @@ def compare(
     if runs:
         found = _selected(found, runs)
     kept = {name: _grouped(group, every=every, chosen=bool(runs)) for name, (_, group) in found.items()}
-    ids = [run.info.run_id for groups in kept.values() for _, rows, _ in groups for row in rows for run in row]
-    outcomes = _fetched(ids, told)
+    outcomes = _fetched([run for groups in kept.values() for _, rows, _ in groups for row in rows for run in row], told)
     comparisons = []
     for name, groups in kept.items():
         drawn = [_group(*group, outcomes) for group in groups]
         # Runs that differ in their seed alone are no choice, even where each is shown.
         advised = [_group(*group, outcomes) for group in _grouped(found[name][1], chosen=True)] if every else drawn
-        drawn = [replace(group, apart=_apart(drawn[0], group), advice=advise(judged))
-                 for group, judged in zip(drawn, advised, strict=True)]  # fmt: skip
-        comparisons.append(Comparison(name, found[name][0], drawn))
+        champions = _champions(name)
+        told_groups = []
+        for group, judged in zip(drawn, advised, strict=True):
+            best, advice = advise(judged)
+            kept_ids = best.run_ids if best else ()
+            told_groups.append(replace(group, apart=_apart(drawn[0], group), advice=advice, kept=kept_ids,
+                                       step=_step(kept_ids, champions)))  # fmt: skip
+        comparisons.append(Comparison(name, found[name][0], told_groups))
     return comparisons
+
+
+def _champions(task: str) -> dict[str, str] | None:
+    """Run id -> the registered model of this task whose champion it made; None if the registry cannot say."""
+    client = connect()
+    try:
+        known = client.search_registered_models(max_results=PAGE)
+        crowned = [(model.name, model.aliases["champion"]) for model in known
+                   if model.tags.get("task") == task and "champion" in (model.aliases or {})]  # fmt: skip
+        return {client.get_model_version(name, str(version)).run_id: name for name, version in crowned}
+    except (MlflowException, OSError):
+        return None
+
+
+def _step(kept: Sequence[str], champions: Mapping[str, str] | None) -> str:
+    if champions is None or not kept:
+        return ""
+    if names := [champions[run_id] for run_id in kept if run_id in champions]:
+        return f"It is the champion of {names[0]} already: `seqapp serve {names[0]}` answers with it."
+    return f"Next: `seqapp promote {kept[0][:8]}` makes it the champion, which `seqapp serve` answers with."
 
 
 # Which runs
@@ -181,15 +225,20 @@ def compare(
 
 def _candidates(task: str | None) -> dict[str, tuple[str, list[Any]]]:
     """Task -> the id of its experiment and its finished runs with a validation score, the newest first."""
+    where, file = masked(tracking_uri()), tracking_uri().removeprefix("sqlite:///")
+    if file != tracking_uri() and not Path(file).exists():
+        raise SeqappError(f"no runs yet at {where}; `seqapp train CONFIG` makes one")
     client = connect(create=False)
-    where = masked(tracking_uri())
     if task is None:
         experiments = client.search_experiments()
     else:
         experiments = [client.get_experiment_by_name(task)]
         if experiments == [None]:
-            known = ", ".join(found.name for found in client.search_experiments()) or "none"
-            raise SeqappError(f"no runs of {task!r} at {where}; experiments there: {known}")
+            there = [found.name for found in client.search_experiments() if found.name != "Default"]
+            close = difflib.get_close_matches(task, {*TASKS, *there}, n=1)
+            meant = f"did you mean {close[0]!r}? " if close and close[0] != task else ""
+            raise SeqappError(f"no runs of {task!r} at {where}; {meant}tasks: {', '.join(TASKS)}; experiments there: "
+                              f"{', '.join(there) or 'none'}")  # fmt: skip
     found = {}
     for experiment in experiments:
         runs = [run for run in _finished(client, experiment.experiment_id) if _measured(run)]
@@ -300,11 +349,51 @@ def _configurations(runs: Sequence[Any]) -> list[list[Any]]:
     """Runs of one configuration together, of each seed the newest."""
     rows: dict[Any, dict[str, Any]] = defaultdict(dict)
     for run in runs:
-        params = {key: value for key, value in run.data.params.items() if key not in NOT_LEARNED}
+        params = {key: value for key, value in _params(run).items() if key not in NOT_LEARNED}
         name = "" if run.data.tags.get(PARENT) else run.info.run_name  # trials are called by their number
         network = run.data.tags.get("network", "")
         rows[name, network, tuple(sorted(params.items()))].setdefault(run.data.tags.get("seed", ""), run)
     return [list(seeds.values()) for seeds in rows.values()]
+
+
+def _params(run: Any) -> Mapping[str, str]:
+    """The config of a run, also the options that are newer than it, by the defaults that they have now."""
+    return _completed(frozenset(run.data.params.items()))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _completed(params: frozenset[tuple[str, str]]) -> Mapping[str, str]:
+    found = dict(params)
+    for name, section in SECTIONS.items():
+        own = {tuple(key.split(".")): _parsed(value) for key, value in params if key.startswith(f"{name}.")}
+        try:
+            checked = flatten(config.check(_nested(own), sections={name: section})) if own else {}
+        except SeqappError:
+            continue  # of options or kinds that are there no more
+        found = {key: str(value)[:500] for key, value in checked.items()} | found
+    return found
+
+
+def _nested(flat: Mapping[tuple[str, ...], Any]) -> Any:
+    """The opposite of :func:`pipelines.tracking.flatten`."""
+    if () in flat:
+        return flat[()]
+    inner: dict[str, dict[tuple[str, ...], Any]] = defaultdict(dict)
+    for (first, *rest), value in flat.items():
+        inner[first][tuple(rest)] = value
+    if all(key.isdecimal() for key in inner):
+        return [_nested(inner[key]) for key in sorted(inner, key=int)]
+    return {key: _nested(part) for key, part in inner.items()}
+
+
+def _parsed(text: str) -> Any:
+    """What Python wrote as ``text``."""
+    for read in ({"None": None, "True": True, "False": False}.__getitem__, int, float):
+        try:
+            return read(text)
+        except (KeyError, ValueError):
+            continue
+    return text
 
 
 def _without_trials(rows: Sequence[list[Any]]) -> list[list[Any]]:
@@ -322,12 +411,27 @@ def _without_trials(rows: Sequence[list[Any]]) -> list[list[Any]]:
     return kept
 
 
-def _fetched(ids: Sequence[str], told: Told) -> dict[str, dict[str, Outcomes]]:
+def _fetched(runs: Sequence[Any], told: Told) -> dict[str, dict[str, Outcomes]]:
+    """Run id -> split -> outcomes; a run whose file cannot be read stands there as one that logged none."""
+
+    def fetch(run: Any) -> dict[str, Outcomes]:
+        try:
+            outcomes = fetch_outcomes(run.info.run_id)
+            # Runs without that tag are older than outcomes are.
+            if not outcomes and "metric_definition" in run.data.tags:
+                log.warning("%s, run %s: its outcomes are missing, so it is not tested", run.info.run_name,
+                            run.info.run_id)  # fmt: skip
+            return outcomes
+        except (SeqappError, MlflowException, OSError) as error:
+            log.warning("%s, run %s: its outcomes cannot be read, so it is not tested: %s", run.info.run_name,
+                        run.info.run_id, reason(error))  # fmt: skip
+            return {}
+
     with ThreadPoolExecutor(FETCHERS) as pool:
         found = {}
-        for place, (run_id, outcomes) in enumerate(zip(ids, pool.map(fetch_outcomes, ids), strict=True)):
-            found[run_id] = outcomes
-            told(place + 1, len(ids))
+        for place, (run, outcomes) in enumerate(zip(runs, pool.map(fetch, runs), strict=True)):
+            found[run.info.run_id] = outcomes
+            told(place + 1, len(runs))
         return found
 
 
@@ -387,6 +491,8 @@ def _row(runs: Sequence[Any], outcomes: Mapping[str, Mapping[str, Outcomes]]) ->
         memory=figure("peak_memory_bytes"),
         latency=figure("latency_ms"),
         size=figure("bundle_bytes"),
+        machines=frozenset(run.data.tags.get("machine", "") for run in runs),
+        lacking=sum("validation" not in outcomes[run.info.run_id] for run in runs),
     )
 
 
@@ -394,9 +500,10 @@ def _mean_outcomes(runs: Sequence[Mapping[str, Outcomes]]) -> dict[str, Outcomes
     found = {}
     for split in SPLITS:
         try:
-            found[split] = mean([run[split] for run in runs])
-        except (KeyError, ValueError):
-            continue  # some of these runs are older than outcomes are
+            if known := [run[split] for run in runs if split in run]:
+                found[split] = mean(known)
+        except ValueError:
+            continue  # of other items
     return found
 
 
@@ -417,14 +524,15 @@ def _differences(rows: Sequence[Sequence[Any]]) -> list[str]:
     told = []
     for run in (row[0] for row in rows):
         group = alike[run.info.run_name, run.data.tags.get("network")]
-        keys = sorted({key for other in group for key in other.data.params}.difference(NOT_LEARNED))
-        apart = [key for key in keys if len({other.data.params.get(key) for other in group}) > 1]
-        values = [run.data.params.get(key) for key in apart]
+        params = {other.info.run_id: _params(other) for other in group}
+        keys = sorted({key for other in params.values() for key in other}.difference(NOT_LEARNED))
+        apart = [key for key in keys if len({other.get(key) for other in params.values()}) > 1]
+        values = [params[run.info.run_id].get(key) for key in apart]
         shown = [f"{key.rpartition('.')[2]}={value}" for key, value in zip(apart[:2], values, strict=False)]
         shown += ["..."] if len(apart) > len(shown) else []
         if (
             run.data.tags.get("seed")
-            and sum([other.data.params.get(key) for key in apart] == values for other in group) > 1
+            and sum([other.get(key) for key in apart] == values for other in params.values()) > 1
         ):
             shown.append(f"seed={run.data.tags['seed']}")
         told.append(", ".join(shown))
@@ -484,26 +592,41 @@ def _apart(first: Group, group: Group) -> str:
 # Advice
 
 
-def advise(group: Group) -> str:
+def advise(group: Group) -> tuple[Row | None, str]:
     """Which row to keep and why, from validation outcomes alone; what the test data say stands beside it.
 
     The best on validation is the candidate. A cheaper network, one with fewer parameters or as many and a shorter
-    latency, is kept instead if its validation score does not differ significantly: paired test at 5 %, Holm over all
-    cheaper ones. Of several the cheapest is kept. A baseline is never kept, since it cannot be served.
+    latency on the same machine, is kept instead if its validation score does not differ significantly: paired test at
+    5 %. That test is not adjusted for how many there are, since it is kept for what is *not* found: further rows must
+    not make it look as good. Where so few items differ that no test could reject at 5 %, it is kept only with an equal
+    score. Of several the cheapest is kept. A baseline is never kept, since it cannot be served.
+
+    Returns:
+        The row, None where there are baselines only, and the words.
     """
     networks = [row for row in group.rows if not row.baseline]
     baselines = [row for row in group.rows if row.baseline]
     if not networks:
-        return "There are baselines only; `seqapp train CONFIG` on the same data trains a network beside them."
+        return None, "There are baselines only; `seqapp train CONFIG` on the same data trains a network beside them."
     best, *others = networks
     cheaper = [row for row in others if _cheaper(row, best)]
-    tested = _tested(best, cheaper, "validation")
-    equal = [row for row, (_, p) in tested.items() if p > SIGNIFICANT]
-    kept = min(equal, key=_cost, default=best)
-    sentences = [_reason(group, best, kept, tested)]
-    if untested := [row.name for row in cheaper if row not in tested]:
-        sentences.append(f"{_listed(untested)} {'is' if len(untested) == 1 else 'are'} cheaper and cannot be tested "
-                         "against it: one of the runs logged no outcomes of the same items; train again.")  # fmt: skip
+    paired = _differences_of(best, cheaper, "validation")
+    tested = {row: apart for row, apart in paired.items() if apart.least <= SIGNIFICANT}
+    level = [row for row in paired if row not in tested and _equal(row, best)]
+    kept = _cheapest([row for row in cheaper if row in level or (row in tested and tested[row].p > SIGNIFICANT)], best)
+    sentences = [_reason(group, best, kept, paired[kept] if kept is not best else None, tested)]
+    if others and others[0] in (paired.keys() & tested.keys() - {kept if kept is not best else _nearest(tested)}):
+        sentences.append(_second_says(group, best, others[0], paired[others[0]]))
+    elif others and others[0] not in cheaper:
+        apart = _differences_of(best, others[:1], "validation").get(others[0])
+        sentences.append(_second_says(group, best, others[0], apart))
+    if few := [row.name for row in paired if row not in tested and row not in level]:
+        sentences.append(f"{listed(few)} {'is' if len(few) == 1 else 'are'} cheaper, but too few items differ to tell "
+                         "whether as good; more validation data would tell.")  # fmt: skip
+    cheaper_untested = [row for row in cheaper if row not in paired]
+    if untested := [row.name for row in cheaper_untested]:
+        sentences.append(f"{listed(untested)} {'is' if len(untested) == 1 else 'are'} cheaper and cannot be tested "
+                         f"against it: {_untold(best, cheaper_untested)}; train again.")  # fmt: skip
     if others:
         sentences.append(_test_says(group, kept, [row for row in networks if row is not kept]))
     else:
@@ -511,64 +634,119 @@ def advise(group: Group) -> str:
         sentences.append(f"It is the only network here; a second one on the same data, such as its config with"
                          f"{switch or ' another encoder'}, would show whether a cheaper one does.")  # fmt: skip
     sentences.append(_baselines_say(group, kept, baselines))
-    return " ".join(sentence for sentence in sentences if sentence)
+    sentences += [f"Of {row.name} {row.seeds - row.lacking} of {row.seeds} seeds are tested; the outcomes of the rest "
+                  "are missing." for row in networks if 0 < row.lacking < row.seeds]  # fmt: skip
+    return kept, " ".join(sentence for sentence in sentences if sentence)
+
+
+def _nearest(tested: Mapping[Row, Difference]) -> Row | None:
+    return min(tested, key=lambda row: abs(tested[row].value), default=None)
+
+
+def _second_says(group: Group, best: Row, second: Row, apart: Difference | None) -> str:
+    """How the best on validation stands to the next one."""
+    told = f"Second on validation is {_called(second)} with {_shown(group, second.quality['validation'].value)}"
+    if apart is None:
+        return f"{told}, not tested: {_untold(best, [second])}."
+    if apart.least > SIGNIFICANT:
+        return f"{told}; too few items differ to tell whether {best.name} is better."
+    how = "significantly worse" if apart.p <= SIGNIFICANT else "not significantly different"
+    return f"{told}, {how} ({_p(apart.p)}{_span(group, apart, f'the lead of {best.name}')}; {_over(best)})."
+
+
+def _untold(best: Row, others: Sequence[Row]) -> str:
+    """Why rows cannot be tested."""
+    missing = [row.name for row in (best, *others) if "validation" not in row.outcomes]
+    return f"the outcomes of {listed(missing)} are missing" if missing else "they were not asked the same items"
 
 
 def _cheaper(row: Row, than: Row) -> bool:
-    """Whether it has fewer parameters, or is another network with as many and faster."""
-    mine, its = _cost(row), _cost(than)
-    return mine[0] < its[0] or (mine < its and row.network != than.network)
+    """Whether it has fewer parameters, or is another network with as many and faster on the same machine."""
+    mine, its = _size(row), _size(than)
+    if mine != its or row.network == than.network or not same_machine([row, than]):
+        return mine < its
+    return _latency(row) < _latency(than)
 
 
-def _cost(row: Row) -> tuple[float, float]:
-    none = math.inf
-    return none if row.parameters is None else row.parameters, none if row.latency is None else row.latency
+def _cheapest(rows: Sequence[Row], best: Row) -> Row:
+    """That with the fewest parameters, of equals the fastest or, where their times do not compare, the best one."""
+    if not rows:
+        return best
+    fewest = [row for row in rows if _size(row) == min(map(_size, rows))]
+    return min(fewest, key=_latency) if same_machine(fewest) else fewest[0]
 
 
-Tested = dict[Row, tuple[Difference, float]]
-"""Row -> how far it is from another, and the p-value adjusted for all of them."""
+def _size(row: Row) -> float:
+    return math.inf if row.parameters is None else row.parameters
 
 
-def _tested(one: Row, others: Iterable[Row], split: str) -> Tested:
-    """Paired tests of ``one`` against those of the others that logged outcomes of the same items."""
+def _latency(row: Row) -> float:
+    return math.inf if row.latency is None else row.latency
+
+
+def same_machine(rows: Iterable[Row]) -> bool:
+    """Whether all runs of the rows were made on one machine, and tell so."""
+    machines = frozenset[str]().union(*(row.machines for row in rows))
+    return len(machines) == 1 and "" not in machines
+
+
+def _equal(row: Row, other: Row) -> bool:
+    """Whether their validation scores are the same but for rounding."""
+    return math.isclose(row.quality["validation"].value, other.quality["validation"].value, rel_tol=1e-9)
+
+
+def _differences_of(one: Row, others: Iterable[Row], split: str) -> dict[Row, Difference]:
+    """How far ``one`` is from those of the others that logged outcomes of the same items and a finite score."""
     found = {}
     for row in others:
         try:
-            found[row] = difference(one.outcomes[split], row.outcomes[split])
+            apart = difference(one.outcomes[split], row.outcomes[split])
         except (KeyError, ValueError):
             continue
-    adjusted = holm([apart.p for apart in found.values()])
-    return {row: (apart, p) for (row, apart), p in zip(found.items(), adjusted, strict=True)}
+        if math.isfinite(apart.value):
+            found[row] = apart
+    return found
 
 
-def _reason(group: Group, best: Row, kept: Row, tested: Tested) -> str:
-    score, over = group.metric[0].replace("_", " "), _over(best, tested)
+def _claimed(one: Row, others: Iterable[Row], split: str) -> dict[Row, tuple[Difference, float]]:
+    """For saying that rows differ from ``one``: how far, and the p-value adjusted for all that could be found."""
+    found = _differences_of(one, others, split)
+    able = [row for row, apart in found.items() if apart.least <= SIGNIFICANT]
+    adjusted = dict(zip(able, holm([found[row].p for row in able]), strict=True))
+    return {row: (apart, adjusted.get(row, apart.p)) for row, apart in found.items()}
+
+
+def _reason(group: Group, best: Row, kept: Row, apart: Difference | None, tested: Mapping[Row, Difference]) -> str:
+    score, over = group.metric[0].replace("_", " "), _over(best)
     values = {id(row): _shown(group, row.quality["validation"].value) for row in (best, kept)}
-    if kept is not best:
-        apart, p = tested[kept]
+    if apart is not None:
         if kept.parameters != best.parameters:
             assert kept.parameters is not None
             more = "" if best.parameters is None else f", {1 - kept.parameters / best.parameters:.0%} fewer"
             cheap = f"with {kept.parameters:,.0f} parameters{more}"
         else:
             cheap = "with as many parameters and shorter answers"
+        if kept not in tested:
+            return (f"Keep {_called(kept)}: {cheap}, its validation {score} of {values[id(kept)]} is that of "
+                    f"{_called(best)}.")  # fmt: skip
         return (f"Keep {_called(kept)}: {cheap}, its validation {score} of {values[id(kept)]} does not differ "
                 f"significantly from the {values[id(best)]} of {_called(best)}, the best "
-                f"({_p(p)}{_span(group, apart)}; {over}).")  # fmt: skip
+                f"({_p(apart.p)}{_span(group, apart)}; {over}).")  # fmt: skip
     because = f"Keep {_called(best)}: it has the best validation {score}, {values[id(best)]}"
+    networks = [row for row in group.rows if not row.baseline]
+    untold = any(_cheaper(row, best) and row not in tested for row in networks)
     if not tested:
-        networks = [row for row in group.rows if not row.baseline]
-        alone = any(_cheaper(row, best) for row in networks) or len(networks) == 1
-        return f"{because}." if alone else f"{because}, and no other network here is cheaper."
-    nearest = min(tested, key=lambda row: abs(tested[row][0].value))
-    apart, p = tested[nearest]
+        return f"{because}." if untold or len(networks) == 1 else f"{because}, and no other network here is cheaper."
+    nearest = _nearest(tested)
+    assert nearest is not None
     other = _shown(group, nearest.quality["validation"].value)
-    return (f"{because}, and every cheaper network is significantly worse; the nearest is {_called(nearest)} with "
-            f"{other} ({_p(p)}{_span(group, apart)}; {over}).")  # fmt: skip
+    every = "every cheaper network that could be tested" if untold else "every cheaper network"
+    return (f"{because}, and {every} is significantly worse; the nearest is {_called(nearest)} with {other} "
+            f"({_p(tested[nearest].p)}{_span(group, tested[nearest])}; {over}).")  # fmt: skip
 
 
 def _test_says(group: Group, kept: Row, others: Sequence[Row]) -> str:
-    tested = _tested(kept, others, "test")
+    tested = {row: found for row, found in _claimed(kept, others, "test").items() if found[0].least <= SIGNIFICANT}
     if not tested or "test" not in kept.quality:
         return ""
     value = _shown(group, kept.quality["test"].value)
@@ -582,13 +760,15 @@ def _test_says(group: Group, kept: Row, others: Sequence[Row]) -> str:
 
 def _baselines_say(group: Group, kept: Row, baselines: Sequence[Row]) -> str:
     told = []
-    for row, (apart, p) in _tested(kept, baselines, "validation").items():
-        if p > SIGNIFICANT or _ahead(group, apart.value) < 0:
+    for row, (apart, p) in _claimed(kept, baselines, "validation").items():
+        if apart.least > SIGNIFICANT:
+            told.append(f"{row.name} ({_shown(group, row.quality['validation'].value)}, too few items differ to tell)")
+        elif p > SIGNIFICANT or _ahead(group, apart.value) < 0:
             how = "not significantly different" if p > SIGNIFICANT else "better"
             told.append(f"{row.name} ({_shown(group, row.quality['validation'].value)}, {how}, {_p(p)})")
     if not told:
         return ""
-    return (f"It is not significantly better on validation than a baseline, which cannot be served: {_listed(told)}; a "
+    return (f"It is not significantly better on validation than a baseline, which cannot be served: {listed(told)}; a "
             "network may not be worth its cost here.")  # fmt: skip
 
 
@@ -602,24 +782,22 @@ def _called(row: Row) -> str:
     return f"{row.name} ({about})" if about else row.name
 
 
-def _over(best: Row, tested: Tested) -> str:
-    if not tested:
-        return ""
-    count = f", Holm over {len(tested)} comparisons" if len(tested) > 1 else ""
-    return f"paired randomisation test over {len(best.outcomes['validation']):,} items, 5 % level{count}"
+def _over(best: Row) -> str:
+    items = len(best.outcomes["validation"]) if "validation" in best.outcomes else 0
+    return f"paired randomisation test over {items:,} items, 5 % level"
 
 
 def _p(p: float) -> str:
     return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
 
 
-def _span(group: Group, apart: Difference) -> str:
+def _span(group: Group, apart: Difference, lead: str = "its lead") -> str:
     """How far the candidate is ahead."""
     if apart.interval is None:
         return ""
     low, high = sorted(_ahead(group, end) for end in apart.interval)
     unit, factor = (" points", 100) if group.share else ("", 1)
-    return f", 95 % interval of its lead {factor * low:.3g} to {factor * high:.3g}{unit}"
+    return f", 95 % interval of {lead} {factor * low:.3g} to {factor * high:.3g}{unit}"
 
 
 def _shown(group: Group, value: float) -> str:
@@ -636,7 +814,8 @@ def shown(value: float, *, share: bool) -> str:
     return f"{value:.1%}" if share else f"{value:.4g}"
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """A few names, and how many more there are, in words."""
     if len(names) > LISTED:
         names = [*names[:LISTED], f"{len(names) - LISTED} more"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

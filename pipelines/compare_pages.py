@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
-from pipelines.compare import COMPARISON, KIND, Comparison, Group, Quality, Row, shown
+from pipelines import tracking
+from pipelines.compare import COMPARISON, KIND, Comparison, Group, Quality, Row, listed, same_machine, shown
+from seqapp.errors import SeqappError
 from seqapp.references import connect, masked
 
 log = logging.getLogger(__name__)
 
 ABSENT = "–"
-WIDTH, HEIGHT = 150, 16
+WIDTH, HEIGHT = 110, 16
 """Of the bar of an interval, in pixels."""
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 84rem; padding: 0 1rem; color: #1d2330; }
@@ -26,10 +30,11 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .2rem; }
 p { max-width: 60rem; } .about, small { color: #667085; } .apart { color: #a15c07; }
 .advice { background: #eef4ff; border-left: 4px solid #3563e9; padding: .6rem .9rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .7rem; text-align: right; vertical-align: top; border-bottom: 1px solid #e4e7ec; }
+th, td { padding: .35rem .45rem; text-align: right; vertical-align: top; border-bottom: 1px solid #e4e7ec; }
 td { white-space: nowrap; } td.text { white-space: normal; }
 th { font-weight: 600; vertical-align: bottom; } .text { text-align: left; } small { display: block; }
-tr.baseline td { color: #667085; } svg { vertical-align: middle; }
+tr.baseline td { color: #667085; } tr.kept td { font-weight: 700; } svg { vertical-align: middle; }
+small.scale { display: flex; justify-content: space-between; font-weight: 400; }
 @media (prefers-color-scheme: dark) {
   body { background: #14171f; color: #e4e7ec; } th, td { border-color: #2c3240; } .advice { background: #1c2740; }
   .apart { color: #f0a955; } .about, small, tr.baseline td { color: #98a2b3; }
@@ -63,7 +68,8 @@ def columns(group: Group, *, narrow: bool = False) -> list[Column]:
     arrow = "↑" if direction == "max" else "↓"
     rows = group.rows
     found = [
-        Column("run", ["\n".join(part for part in (row.name, row.differs) if part) for row in rows], text=True),
+        Column("run", ["\n".join(part for part in (row.name, row.differs, row.run_ids[0][:8]) if part) for row in rows],
+               text=True),
         Column("network", [row.network or ABSENT for row in rows], text=True),
         Column(f"valid. {_words(score)} {arrow}",
                [_quality(row, row.quality.get("validation"), group.share, seeds=True) for row in rows]),
@@ -107,25 +113,99 @@ def left_out(group: Group) -> str:
     return f"{group.left_out} more, worse on validation or other trials of a sweep: --all shows them."
 
 
-def table(group: Group) -> Table:
-    """For a terminal of 100 columns or more."""
-    drawn = Table(title=heading(group), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
-                  show_edge=False, padding=0)  # fmt: skip
+def machines(group: Group) -> str:
+    """Which rows were made on which machine, where they differ; empty if they do not, or none tells."""
+    known = sorted({machine for row in group.rows for machine in row.machines if machine})
+    if not known or same_machine(group.rows):
+        return ""
+    parts = [(f"on {machine}" if machine else "unknown", [row.name for row in group.rows if machine in row.machines])
+             for machine in [*known, ""]]  # fmt: skip
+    told = "; ".join(f"{where}: {listed(list(dict.fromkeys(names)))}" for where, names in parts if names)
+    return f"Times and memory compare only between rows of one machine, and these are of several. {told}."
+
+
+def fitting(group: Group, width: int) -> tuple[list[Column], list[str]]:
+    """The columns that fit a width, names broken at their hyphens if need be, and the heads of those left out.
+
+    Args:
+        group: its rows.
+        width: characters of a line.
+    """
     made = columns(group, narrow=True)
+    widths = [max(map(len, column.head.split(" "))) for column in made]
+    least = [max(head, min(_widest(column, broken=True), max(13, width // 3))) if column.text
+             else max(head, _widest(column)) for head, column in zip(widths, made, strict=True)]  # fmt: skip
+    order = [head for head in LEAST_FIRST if head != "seeds" or any(row.seeds > 1 for row in group.rows)]
+    order = [*(["seeds"] if "seeds" not in order else []), *order]
+    gone: list[str] = []
+    while sum(least) + len(made) - 1 > width and order:
+        head = order.pop(0)
+        place = next(place for place, column in enumerate(made) if column.head == head)
+        del made[place], least[place]
+        gone.insert(0, head)
+    spare = max(0, width - sum(least) - len(made) + 1)
+    for place, column in enumerate(made):
+        if column.text:
+            room = min(max(_widest(column), least[place]), least[place] + spare)
+            spare -= room - least[place]
+            made[place] = replace(column, cells=[_broken(cell, room) for cell in column.cells])
+    return made, gone
+
+
+LEAST_FIRST = ("bundle bytes", "peak bytes", "tok/s", "train time", "seeds", "ms, batch 1", "params", "network")
+"""Columns that a narrow terminal can do without."""
+
+
+def _widest(column: Column, *, broken: bool = False) -> int:
+    lines = [line for cell in column.cells for line in cell.split("\n")]
+    return max(len(piece) for line in lines for piece in (_pieces(line) if broken else [line]))
+
+
+def _pieces(line: str) -> list[str]:
+    return re.findall(r"[^\s-]*-|[^\s-]+|\s", line) or [line]
+
+
+def _broken(cell: str, width: int) -> str:
+    """Lines of at most so many characters, broken after hyphens and blanks, in a word only if it is longer."""
+    found = []
+    for line in cell.split("\n"):
+        start = ""
+        for piece in [line] if len(line) <= width else _pieces(line):
+            if len(start) + len(piece) > width and start:
+                found.append(start.rstrip())
+                start = ""
+            start += piece if start else piece.lstrip()
+        found.append(start)
+    return "\n".join(found)
+
+
+def table(group: Group, width: int) -> Table:
+    """For a terminal.
+
+    Args:
+        group: its rows.
+        width: characters of a line of it; 80 hold what matters.
+    """
+    # Text, since names and data may hold what Rich takes for markup.
+    drawn = Table(title=Text(heading(group)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
+                  pad_edge=False, show_edge=False, padding=0)  # fmt: skip
+    made, _ = fitting(group, width)
     for column in made:
-        drawn.add_column("\n".join(column.head.split(" ")), justify="left" if column.text else "right",
-                         overflow="fold", no_wrap=not column.text,
-                         min_width=min(13, max(map(len, column.cells))) if column.head == "run" else None)  # fmt: skip
+        drawn.add_column(Text("\n".join(column.head.split(" "))), justify="left" if column.text else "right",
+                         overflow="fold", min_width=min(_widest(column), width // 2))  # fmt: skip
     for place, row in enumerate(group.rows):
-        drawn.add_row(*(column.cells[place] for column in made), style="dim" if row.baseline else "")
+        drawn.add_row(*(Text(column.cells[place]) for column in made), style="dim" if row.baseline else "")
     return drawn
 
 
-def lines(group: Group) -> list[str]:
-    """What stands below the table."""
+def lines(group: Group, width: int) -> list[str]:
+    """What stands below the table of a terminal of that width."""
+    _, gone = fitting(group, width)
+    narrow = f"Left out for lack of width: {', '.join(gone)}; the pages have them." if gone else ""
     several = any(row.seeds > 1 for row in group.rows)
     seeds = "Below the validation figure of several seeds: their lowest and highest." if several else ""
-    return [line for line in (apart(group), left_out(group), seeds, group.advice) if line]
+    told = (apart(group), left_out(group), narrow, seeds, machines(group), group.advice, group.step)
+    return [line for line in told if line]
 
 
 def markdown(comparison: Comparison) -> str:
@@ -134,11 +214,13 @@ def markdown(comparison: Comparison) -> str:
     for group in comparison.groups:
         made = columns(group)
         parts += [f"## {heading(group)}", "", *([f"**{apart(group)}**", ""] if group.apart else [])]
+        parts += [part for line in (group.advice, group.step) if line for part in (line, "")]
         parts += ["| " + " | ".join(_cell(column.head) for column in made) + " |"]
         parts += ["|" + "|".join("---" if column.text else "---:" for column in made) + "|"]
         parts += ["| " + " | ".join(_cell(column.cells[place]) for column in made) + " |"
                   for place in range(len(group.rows))]  # fmt: skip
-        parts += ["", *([left_out(group), ""] if group.left_out else []), group.advice, ""]
+        below = (left_out(group), machines(group))
+        parts += ["", *(part for line in below if line for part in (line, ""))]
     return "\n".join([*parts, EXPLAINED, ""])
 
 
@@ -155,36 +237,57 @@ def html(comparison: Comparison) -> str:
              f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>',
              f"<body><h1>{title}</h1>"]  # fmt: skip
     for group in comparison.groups:
-        made, bars = columns(group), _bars([row.quality.get("test") for row in group.rows])
+        qualities = [row.quality.get("test") for row in group.rows]
+        made, bars = columns(group), _bars(qualities)
         parts.append(f"<h2>{escape(heading(group))}</h2>")
         if group.apart:
             parts.append(f'<p class="apart">{escape(apart(group))}</p>')
         if group.advice:
-            parts.append(f'<p class="advice">{escape(group.advice)}</p>')
+            step = f"<br>{escape(group.step)}" if group.step else ""
+            parts.append(f'<p class="advice">{escape(group.advice)}{step}</p>')
         heads = [f"<th{_class(column)}>{escape(column.head)}</th>" for column in made]
-        heads.insert(4, "<th>test interval</th>")
+        ends = _ends(qualities)
+        scale = f"<small class=scale>{''.join(f'<span>{shown(end, share=group.share)}</span>' for end in ends)}</small>"
+        heads.insert(4, f"<th>test interval{scale if any(bars) else ''}</th>")
         parts.append(f'<div class="scroll"><table><thead><tr>{"".join(heads)}</tr></thead><tbody>')
         for place, row in enumerate(group.rows):
             cells = [f"<td{_class(column)}>{_lined(column.cells[place])}</td>" for column in made]
             cells.insert(4, f"<td>{bars[place]}</td>")
-            parts.append(f"<tr{' class=baseline' if row.baseline else ''}>{''.join(cells)}</tr>")
+            kind = " class=baseline" if row.baseline else " class=kept" if set(row.run_ids) & set(group.kept) else ""
+            parts.append(f"<tr{kind}>{''.join(cells)}</tr>")
         parts.append("</tbody></table></div>")
-        if group.left_out:
-            parts.append(f'<p class="about">{escape(left_out(group))}</p>')
+        parts += [f'<p class="about">{escape(line)}</p>' for line in (left_out(group), machines(group)) if line]
     return "\n".join([*parts, f'<p class="about">{EXPLAINED}</p></body></html>', ""])
 
 
-def write(comparison: Comparison, *, html_file: Path, markdown_file: Path) -> None:
-    """Write both pages, and log them as the artifacts of the one run "comparison" of the task.
+def write(comparison: Comparison, *, html_file: Path | None, markdown_file: Path | None, publish: bool = True) -> None:
+    """Write the pages, and log them as the artifacts of the one run "comparison" of the task.
 
     A server that takes no artifacts is told in the log and stops nothing.
+
+    Args:
+        comparison: of all runs, or of some.
+        html_file: None for no such page.
+        markdown_file: None for no such page.
+        publish: it is of all runs, so it replaces what MLflow has.
+
+    Raises:
+        SeqappError: if a page cannot be written.
     """
-    pages = {html_file: html(comparison), markdown_file: markdown(comparison)}
-    for path, text in pages.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    made = html(comparison), markdown(comparison)
+    for path, text in zip((html_file, markdown_file), made, strict=True):
+        if path is None:
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise SeqappError(f"{path}: the page cannot be written there: {error.strerror or error}; --html FILE and "
+                              "--markdown FILE name other places") from None  # fmt: skip
+    if not publish:
+        return
     try:
-        _publish(comparison, pages[markdown_file], pages[html_file])
+        _publish(comparison, made[1], made[0])
     except (MlflowException, OSError) as error:
         log.warning("the comparison is not in MLflow: %s", masked((str(error).splitlines() or ["no reason"])[0]))
 
@@ -199,7 +302,7 @@ def _publish(comparison: Comparison, markdown_page: str, html_page: str) -> None
         run_id = made.info.run_id
     client.log_text(run_id, html_page, "comparison.html")
     client.log_text(run_id, markdown_page, "comparison.md")
-    client.set_tag(run_id, "mlflow.note.content", markdown_page)
+    client.set_tag(run_id, "mlflow.note.content", tracking.description(markdown_page, "comparison.md"))
     client.set_terminated(run_id)
 
 
@@ -257,12 +360,18 @@ def _class(column: Column) -> str:
     return " class=text" if column.text else ""
 
 
+def _ends(qualities: Sequence[Quality | None]) -> tuple[float, ...]:
+    """The lowest and the highest figure, or nothing."""
+    found = [end for quality in qualities if quality for end in (quality.value, *(quality.interval or ()))]
+    return (min(found), max(found)) if found else ()
+
+
 def _bars(qualities: Sequence[Quality | None]) -> list[str]:
     """A line from end to end of each interval with a dot at the score, all on one scale."""
-    ends = [end for quality in qualities if quality for end in (quality.value, *(quality.interval or ()))]
-    if not ends or min(ends) == max(ends):
+    ends = _ends(qualities)
+    if not ends or ends[0] == ends[1]:
         return [""] * len(qualities)
-    low, span = min(ends), max(ends) - min(ends)
+    low, span = ends[0], ends[1] - ends[0]
 
     def x(value: float) -> str:
         return f"{4 + (WIDTH - 8) * (value - low) / span:.1f}"

@@ -27,26 +27,35 @@ class PeakMemory(Callback):
     """The most memory that training held, in bytes: of the accelerator if one is used, else of the whole process.
 
     The memory of a process is its resident set, interpreter, libraries and data included, looked at twenty times a
-    second; what it held before, from a training in the same process, counts as well.
+    second; what it held before, from a training in the same process, counts as well. Checkpoints keep the figure, so
+    that a resumed training tells the most of all its parts.
     """
 
     def __init__(self) -> None:
         self.bytes = 0
+        self._device: torch.device | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if pl_module.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(pl_module.device)
+            self._device = pl_module.device
+            torch.cuda.reset_peak_memory_stats(self._device)
             return
         self._over.clear()
         self._thread = threading.Thread(target=self._look, daemon=True, name="peak-memory")
         self._thread.start()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if pl_module.device.type == "cuda":
-            self.bytes = torch.cuda.max_memory_allocated(pl_module.device)
+        self._look_at_device()
         self._stop()
+
+    def state_dict(self) -> dict[str, int]:
+        self._look_at_device()
+        return {"bytes": self.bytes}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.bytes = max(self.bytes, state_dict["bytes"])
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._stop()
@@ -56,6 +65,10 @@ class PeakMemory(Callback):
             self._over.set()
             self._thread.join()
             self._thread = None
+
+    def _look_at_device(self) -> None:
+        if self._device is not None:
+            self.bytes = max(self.bytes, torch.cuda.max_memory_allocated(self._device))
 
     def _look(self) -> None:
         process = psutil.Process()

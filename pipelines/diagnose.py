@@ -18,6 +18,7 @@ import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
 from mlflow.exceptions import MlflowException
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -216,8 +217,8 @@ def tables(record: Mapping[str, Any]) -> list[Table]:
     for curve in record["curves"]:
         state, output = curve["state"], curve["output"]
         size = f"{curve['state_size']}{'' if curve['exact'] else ' (probed)'}"
-        flow.add_row(curve["network"], size, _factor(state), _distance(state["vanished"]), _distance(state["exploded"]),
-                     _factor(output), _distance(output["zero_from"]))  # fmt: skip
+        flow.add_row(escape(curve["network"]), size, _factor(state), _distance(state["vanished"]),
+                     _distance(state["exploded"]), _factor(output), _distance(output["zero_from"]))  # fmt: skip
     found = [flow]
     if record["gates"]:
         gates = Table(title="gates: share of units and positions", title_justify="left")
@@ -226,7 +227,7 @@ def tables(record: Mapping[str, Any]) -> list[Table]:
         for layer, states in record["gates"].items():
             for state, parts in states.items():
                 for gate, shares in parts.items():
-                    gates.add_row(layer, state, gate, f"{shares['left']:.1%}", f"{shares['right']:.1%}")
+                    gates.add_row(escape(layer), state, gate, f"{shares['left']:.1%}", f"{shares['right']:.1%}")
         found.append(gates)
     return found
 

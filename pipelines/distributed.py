@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.launch import HOW_ON, LAUNCHED, check, launched
+from pipelines.launch import check, launched
 from pipelines.options import Training
+from pipelines.stopping import HOW_ON, LAUNCHED, interrupt
 from seqapp import metrics
-from seqapp.errors import ConfigError, SeqappError
+from seqapp.errors import ConfigError, SeqappError, Stopped
 from seqapp.metrics import Metric
 
 T = TypeVar("T")
@@ -234,6 +235,8 @@ class Endings(LightningCallback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         signal.signal(signal.SIGINT, self._before)
+        if self.stopping:
+            raise Stopped(f"stopped after the last epoch; {HOW_ON}")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         # What is left is to log so, which another signal must not cut off.
@@ -242,6 +245,8 @@ class Endings(LightningCallback):
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
         self.stopping = True
+        if LAUNCHED in os.environ:
+            interrupt()
 
 
 def _end(signum: int, frame: FrameType | None) -> None:

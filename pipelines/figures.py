@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,9 +18,14 @@ from seqapp.calibration import BINS, Reliability
 from seqapp.metrics import Confusion
 from seqapp.translation_scores import LengthRow
 
+# A label may hold any character; a box stands for those that the font has not.
+warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+
 TRAIN, VALIDATION = "#4c78a8", "#e45756"
 FEW = 10
 """Answers in a bin below which their share of right ones is drawn faintly: it says little."""
+LONGEST_LABEL = 20
+"""Letters of a class beside a matrix."""
 LARGEST_SIDE = 20.0
 """Of a matrix of attention, in inches, its labels left out."""
 
@@ -88,9 +94,13 @@ def confusion_matrix(confusion: Confusion, title: str) -> Figure:
         for j in range(len(names)):
             axes.text(j, i, f"{int(counts[i, j])}\n{shares[i, j]:.0%}", ha="center", va="center",
                       color="white" if shares[i, j] > 0.5 else "black", fontsize=9)  # fmt: skip
-    axes.set(xticks=range(len(names)), yticks=range(len(names)), xlabel="said", ylabel="true", title=title)
-    axes.set_xticklabels(names, rotation=30 if len(names) > 3 else 0, ha="right" if len(names) > 3 else "center")
-    axes.set_yticklabels(names)
+    axes.set(xticks=range(len(names)), yticks=range(len(names)), xlabel="said", ylabel="true")
+    axes.set_title(title, parse_math=False)
+    shown = [textwrap.shorten(name, LONGEST_LABEL, placeholder="…") if " " in name else
+             name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…" for name in names]  # fmt: skip
+    crowded = len(names) > 3 or max(map(len, shown)) > 10
+    axes.set_xticklabels(shown, rotation=30 if crowded else 0, ha="right" if crowded else "center", parse_math=False)
+    axes.set_yticklabels(shown, parse_math=False)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     return figure
 

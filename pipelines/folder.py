@@ -9,14 +9,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines import tracking
+from pipelines import patience, tracking
 from pipelines.card import network_of
+from pipelines.locks import is_held
 from seqapp.errors import SeqappError
 from seqapp.tasks import Task
 
 log = logging.getLogger(__name__)
 
 STATE = "state.json"
+KEYS = {"run_id", "name", "finished", "digests", "config"}
+"""Of that file."""
+
+
+class Busy(SeqappError):
+    """Another process works on a run."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(f"{directory}: another process is training this run at this moment; without --resume a new "
+                         "one begins")  # fmt: skip
+        self.directory = directory
 
 
 def open_run(
@@ -55,6 +67,8 @@ def open_run(
             raise SeqappError(f"{name}: the data is not what it was when the run in {directory} began; "
                               "train without --resume")  # fmt: skip
         tracking.reopen_run(state["run_id"])
+        # Where it ends is where an answer is timed.
+        patience.client().set_tag(state["run_id"], "machine", tracking.machine_line())
         log.info("going on with run %s in %s", state["run_id"], directory)
         return directory, state["run_id"]
     about = {
@@ -67,6 +81,7 @@ def open_run(
         "validation_digest": digests["validation"],
         "test_digest": digests["test"],
         "seed": str(resolved["train"]["seed"]),
+        "machine": tracking.machine_line(),
         "command": tracking.command(),
         **tracking.source_tags(),
         **tags,
@@ -80,21 +95,28 @@ def open_run(
 
 
 def last_unfinished(runs: Path, name: str, resolved: Mapping[str, Any]) -> Path:
-    """The folder of the newest unfinished run of this name and config.
+    """The folder of the newest unfinished run of this name and config that no process works on at this moment.
 
     Raises:
+        Busy: if there are such runs, but processes work on all of them.
         SeqappError: if there is none.
     """
     states = {}
     for path in sorted(runs.glob(f"*/{STATE}")):
         try:
-            states[path.parent] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            log.warning("%s: damaged, so the run in that folder cannot be resumed", path)
+            state = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            state = None
+        if isinstance(state, dict) and state.keys() >= KEYS:
+            states[path.parent] = state
+        else:
+            log.warning("%s: damaged or not made by seqapp, so nothing in that folder can be resumed", path)
     fitting = [directory for directory, state in states.items() if state["name"] == name and not state["finished"]]
     same = [directory for directory in fitting if states[directory]["config"] == resolved]
+    if free := [directory for directory in same if not is_held(directory)]:
+        return max(free, key=lambda directory: (directory / STATE).stat().st_mtime)
     if same:
-        return max(same, key=lambda directory: (directory / STATE).stat().st_mtime)
+        raise Busy(same[-1])
     if fitting:
         raise SeqappError(f"{name}: an unfinished run exists in {fitting[-1]}, but of a config with other values; "
                           "give the same key=value choices, or train without --resume")  # fmt: skip

@@ -8,7 +8,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -16,14 +18,15 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipelines.options import SECTIONS, Training
+from pipelines.stopping import HOW_ON, LAUNCHED, NOT_YET
 from seqapp import config
-from seqapp.errors import ConfigError, SeqappError
+from seqapp.errors import STOPPED, ConfigError, SeqappError, Stopped
 
 log = logging.getLogger(__name__)
 
-HOW_ON = "`--resume` goes on from the end of the last epoch"
-LAUNCHED = "SEQAPP_LAUNCHED"
-"""Set in the environment of processes that :func:`launch` started: it tells the user of one that was killed."""
+# Ctrl-C ends a process without a word until it knows better: while it imports, and while it waits for the others.
+_BEGIN = ("import runpy, signal; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+          "runpy.run_module('pipelines', run_name='__main__', alter_sys=True)")  # fmt: skip
 
 
 def launched() -> bool:
@@ -68,6 +71,7 @@ def launch(configs: Sequence[str | Path], overrides: Sequence[str]) -> bool:
     Raises:
         SeqappError: if the configs ask for different numbers of processes, or one process was killed.
         SystemExit: if one has failed and told why.
+        Stopped: on Ctrl-C.
     """
     if launched():
         return False
@@ -85,7 +89,6 @@ def launch(configs: Sequence[str | Path], overrides: Sequence[str]) -> bool:
     for one in chosen:
         check(one)
     count = max(devices)
-    os.environ[LAUNCHED] = "1"
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns where all weights are used, as in most networks
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     for name in list(logging.root.manager.loggerDict):
@@ -102,17 +105,43 @@ def launch(configs: Sequence[str | Path], overrides: Sequence[str]) -> bool:
         max_restarts=0,
         shutdown_timeout=60,
     )
+    # Elastic's own handler comes late, and raises again where Ctrl-C comes twice.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGHUP,SIGQUIT"
+    with TemporaryDirectory() as folder:
+        said = Path(folder) / "said"
+        os.environ[LAUNCHED] = str(said)
+        before = signal.signal(signal.SIGINT, _end_all)
+        try:
+            _run_all(asked, count)
+        except Stopped:
+            raise Stopped(said.read_text(encoding="utf-8") if said.is_file() else NOT_YET) from None
+        finally:
+            for child in psutil.Process().children():
+                child.kill()  # begun when the signal came
+            if signal.getsignal(signal.SIGINT) is _end_all:  # else Ctrl-C has come, and once is enough
+                signal.signal(signal.SIGINT, before)
+            del os.environ[LAUNCHED]
+    return True
+
+
+def _end_all(*_: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise SignalException("Ctrl-C", signal.SIGINT)
+
+
+def _run_all(asked: LaunchConfig, count: int) -> None:
     try:
-        elastic_launch(asked, sys.executable)("-m", "pipelines", *sys.argv[1:])
+        elastic_launch(asked, sys.executable)("-c", _BEGIN, *sys.argv[1:])
     except ChildFailedError as error:
         for rank, failure in error.failures.items():
+            if failure.exitcode == STOPPED:
+                raise Stopped from None
             if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
                 raise SeqappError(
                     f"process {rank} of {count} was killed by {failure.signal_name()}, so all have ended; {HOW_ON}"
                 ) from None
         sys.exit(1)
     except SignalException as error:
-        if error.sigval == signal.SIGINT:  # the processes have told
-            sys.exit(1)
+        if error.sigval == signal.SIGINT:
+            raise Stopped from None
         raise SeqappError(f"the training was ended by {error.sigval.name}; {HOW_ON}") from None
-    return True

@@ -17,12 +17,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from pipelines.distributed import ALONE, Endings, Processes, exclude
 from pipelines.figures import figure
-from pipelines.launch import HOW_ON
 from pipelines.optim import AdamWByRow, clip_norm_, clip_value_, total_norm
-from pipelines.tracking import Stopped
+from pipelines.stopping import how_on, note
 from seqapp import metrics
 from seqapp.data.batching import Idle
-from seqapp.errors import SeqappError
+from seqapp.errors import SeqappError, Stopped
 from seqapp.metrics import Metric
 from seqapp.nn.heads import Head
 from seqapp.nn.ngrams import NgramBag
@@ -109,6 +108,7 @@ class Learner(pl.LightningModule):
         self._norms: list[Tensor] = []
 
     def on_train_epoch_start(self) -> None:
+        note(str(self._stopped()))
         self._reader = Reader(self.task, self.model, carried=self.truncated)
         batches = self.trainer.train_dataloader or ()
         self.task.begin_epoch(self.model, (batch for batch in batches if not isinstance(batch, Idle)))
@@ -153,7 +153,7 @@ class Learner(pl.LightningModule):
         return any(callback.stopping for callback in self.trainer.callbacks if isinstance(callback, Endings))  # type: ignore[attr-defined]
 
     def _stopped(self) -> Stopped:
-        return Stopped(f"stopped in epoch {self.current_epoch + 1}; {HOW_ON}")
+        return Stopped(f"stopped in epoch {self.current_epoch + 1}; {how_on(self.current_epoch)}")
 
     def on_after_backward(self) -> None:
         if self.processes.several:

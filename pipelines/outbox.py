@@ -9,6 +9,7 @@ else is replaced by itself.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from time import time
 from typing import Any
@@ -167,8 +168,11 @@ class Outbox:
         self._check(run_id)
         with self._changed:
             path = self._file(self._entries, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write(path)
+            except OSError as error:
+                raise _unwritable(path, error) from None
             self._enter({"file": name})
 
     def _enter(self, entry: Entry) -> None:
@@ -185,22 +189,32 @@ class Outbox:
             self._history.setdefault(key, {})[step] = value
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        # One write to the system, so that a kill leaves whole lines, or at worst a last one without its end.
-        self._journal.write(json.dumps(record).encode() + b"\n")
+        # Unbuffered and at the end, so that a kill leaves whole lines, or at worst a last one without its end.
+        before = os.fstat(self._journal.fileno()).st_size
+        left = memoryview(json.dumps(record).encode() + b"\n")
+        try:
+            while left:
+                left = left[self._journal.write(left) :]
+        except OSError as error:
+            # Half a line would spoil the next one, once there is room again.
+            self._journal.truncate(before)
+            raise _unwritable(self.folder / JOURNAL, error) from None
 
     def _file(self, number: int, name: str) -> Path:
         return self.folder / f"{number:06}" / PurePosixPath(name).name
 
     def _recall(self) -> None:
-        """Read the journal, and cut off a last line that has no end."""
+        """Read the journal, and cut off a last line that has no end or, after a power cut, is no JSON."""
         path = self.folder / JOURNAL
         if not path.exists():
             return
-        lines = path.read_bytes().split(b"\n")
-        if lines[-1]:
-            with path.open("r+b") as stream:
-                stream.truncate(path.stat().st_size - len(lines[-1]))
-        for number, line in enumerate(lines[:-1], 1):
+        content = path.read_bytes()
+        *lines, rest = content.split(b"\n")
+        if not rest and lines and not _is_json(lines[-1]):
+            rest = lines.pop() + b"\n"
+        if rest:
+            os.truncate(path, len(content) - len(rest))
+        for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
                 if "sent" not in record:
@@ -236,12 +250,18 @@ class Outbox:
         if self._failures > 1:
             log.warning("the tracking server answers again; %d entries that were kept follow", self.unsent)
         self._failures = 0
-        for entry in batch:
+        for _ in batch:
             self._pending.popleft()
+        self._changed.notify_all()
+        try:
+            self._write({"sent": batch[-1]["entry"] + 1})
+        except SeqappError as error:
+            log.warning("%s; what MLflow has taken is sent again by `--resume`", error)
+            return
+        # Only now: what is not noted is sent again.
+        for entry in batch:
             if "file" in entry:
                 shutil.rmtree(self._file(entry["entry"], entry["file"]).parent, ignore_errors=True)
-        self._write({"sent": batch[-1]["entry"] + 1})
-        self._changed.notify_all()
 
     def _kept(self, error: Exception) -> None:
         if not is_away(error):
@@ -254,7 +274,8 @@ class Outbox:
         # Not at the first: a server may close a connection just when it is used again.
         if self._failures == 2:
             log.warning("%s (%s); going on, what the run logs is kept in %s", away(), reason(error), self.folder)
-        os.fsync(self._journal.fileno())  # it is the only copy now
+        with suppress(OSError):  # of a full disk the next write tells
+            os.fsync(self._journal.fileno())  # it is the only copy now
         self._changed.notify_all()
 
     def _next(self) -> list[Entry]:
@@ -283,6 +304,22 @@ class Outbox:
             params=[Param(key, value) for entry in batch for key, value in entry.get("params", {}).items()],
             tags=[RunTag(key, value) for entry in batch for key, value in entry.get("tags", {}).items()],
         )
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _unwritable(path: Path, error: OSError) -> SeqappError:
+    full = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota of this user is used up",
+            errno.EFBIG: "a file may not become so large here"}  # fmt: skip
+    why = full.get(error.errno or 0, error.strerror or str(error))
+    return SeqappError(f"{path}: cannot be written: {why}; what was logged before is kept, and `--resume` goes on once "
+                       "that is mended")  # fmt: skip
 
 
 @contextmanager

@@ -31,19 +31,20 @@ import pyarrow
 import torch
 from pyarrow import parquet
 
+from pipelines.locks import LOCK, held
 from pipelines.predict import Chunk, Inputs, Source, answer, records
 from pipelines.predict_table import answer_columns, answer_schema, common_schema, fit, row_columns, texts
 from seqapp import bundle
 from seqapp.bundle import Bundle
 from seqapp.data.rows import Row
-from seqapp.errors import DataError, SeqappError
+from seqapp.errors import DataError, SeqappError, Stopped
 
 ENDINGS = (".parquet", ".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
 """What the name of an output may end in."""
 GROUP_ROWS, GROUP_BYTES = 1 << 16, 64 << 20
 """A group of rows of an output in Parquet has so many, or so many bytes."""
 _EDGE = 1 << 20  # bytes at either end of the input whose digest is kept
-_OWN = ("state.json", "state.json.new", "journal", "lock", "whole", "whole.new")
+_OWN = ("state.json", "state.json.new", "journal", LOCK, "whole", "whole.new")
 
 Answered = Generator[tuple[Chunk, list[dict[str, Any]]]]
 """Each chunk of a source, in order, with the answers to its rows."""
@@ -97,8 +98,8 @@ def predict_to(
     state = {"version": 1, "format": kind, "input": fingerprint(source.file), "model": digest(loaded),
              "text": source.inputs.columns, "keep": None if source.keep is None else list(source.keep),
              "encoding": source.encoding}  # fmt: skip
-    with parts.open(state, restart=restart, overwrite=overwrite, again=source.file != "-"):
-        try:
+    try:
+        with parts.open(state, restart=restart, overwrite=overwrite, again=source.file != "-"):
             progress(parts.rows, parts.done)
             if not parts.complete:
                 stream = answered(parts.rows) if answered is not None else source.answered(loaded, parts.rows)
@@ -110,15 +111,15 @@ def predict_to(
                     raise DataError(f"{source.file}: was changed while it was read; --restart answers it anew")
                 parts.finish()
             parts.put_together()
-        except KeyboardInterrupt:
-            again = f"the same command goes on from there; what is finished stands in {parts.folder}"
-            raise SeqappError(f"stopped after {parts.rows:,} rows; {again}") from None
-        except OSError as error:
-            room = "; make room, and the same command goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-            reason = error.strerror or error
-            raise SeqappError(f"{error.filename or parts.folder}: cannot be written: {reason}{room}; "
-                              f"{parts.rows:,} rows are finished") from None  # fmt: skip
-        return Written(parts.rows, parts.failed, parts.renamed)
+    except KeyboardInterrupt:
+        again = f"the same command goes on from there; what is finished stands in {parts.folder}"
+        raise Stopped(f"stopped after {parts.rows:,} rows; {again}") from None
+    except OSError as error:
+        room = "; make room, and the same command goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        reason = error.strerror or error
+        raise SeqappError(f"{error.filename or parts.folder}: cannot be written: {reason}{room}; "
+                          f"{parts.rows:,} rows are finished") from None  # fmt: skip
+    return Written(parts.rows, parts.failed, parts.renamed)
 
 
 def out_format(out: Path) -> str:
@@ -207,24 +208,22 @@ class Parts:
             again: whether the source can be read a second time.
 
         Raises:
-            SeqappError: if the earlier call answered something else, or goes on at this moment.
+            SeqappError: if the earlier call answered something else, or goes on at this moment, or left damaged parts.
         """
         if self.out.exists() and not overwrite and not self.folder.exists():
             raise SeqappError(f"{self.out}: exists; --overwrite replaces it")
         try:
             self.folder.mkdir(exist_ok=True)
-            lock = (self.folder / "lock").open("w")
         except OSError as error:
             raise SeqappError(f"{self.folder}: cannot be made: {error.strerror}") from None
-        with lock:
-            _lock(lock, self.out)
+        with held(self.folder, f"{self.out}: another process is writing it at this moment"):
             strange = [path.name for path in self.folder.iterdir()
                        if path.name not in _OWN and not path.name.startswith("part-")]  # fmt: skip
             if strange:
                 raise SeqappError(f"{self.folder}: holds {strange[0]!r}, which is no part of answers; move it away")
-            if restart or not (self.folder / "state.json").exists():
+            if restart or not self._begun():
                 for path in self.folder.iterdir():
-                    if path.name != "lock":
+                    if path.name != LOCK:
                         path.unlink()
             else:
                 self._take_up(state, again)
@@ -233,10 +232,17 @@ class Parts:
                     shutil.rmtree(self.folder)
                 raise SeqappError(f"{self.out}: exists; --overwrite replaces it")
             if not (self.folder / "state.json").exists():
-                (self.folder / "state.json.new").write_text(json.dumps(state), encoding="utf-8")
+                with (self.folder / "state.json.new").open("w", encoding="utf-8") as stream:
+                    stream.write(json.dumps(state))
+                    _sync(stream)
                 os.replace(self.folder / "state.json.new", self.folder / "state.json")
             with (self.folder / "journal").open("a", encoding="utf-8") as self._journal:
                 yield
+
+    def _begun(self) -> bool:
+        """Whether an earlier call has finished a part: where it has not, another choice of options loses nothing."""
+        journal = self.folder / "journal"
+        return (self.folder / "state.json").exists() and journal.is_file() and b"\n" in journal.read_bytes()
 
     def _take_up(self, state: Mapping[str, Any], again: bool) -> None:
         journal = self.folder / "journal"
@@ -245,9 +251,15 @@ class Parts:
         whole, _, torn = content.rpartition(b"\n")
         if torn:  # a line that was not finished when the program ended
             os.truncate(journal, len(content) - len(torn))
-        for line in whole.splitlines():
-            self._learn(json.loads(line))
-        before = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
+        for number, line in enumerate(whole.splitlines(), 1):
+            with _undamaged(f"{journal}:{number}"):
+                self._learn(json.loads(line))
+        for path in self._paths():
+            with _undamaged(path):
+                if not path.stat().st_size:
+                    raise ValueError
+        with _undamaged(self.folder / "state.json"):
+            before = {**json.loads((self.folder / "state.json").read_text(encoding="utf-8"))}
         anew = f"{self.rows:,} rows in {self.folder} are answered already, and would not fit; --restart begins anew"
         what = {"input": "the input has changed", "model": "the model is another one"}
         for key, value in json.loads(json.dumps(state)).items():
@@ -257,7 +269,15 @@ class Parts:
             raise SeqappError(f"{self.out}: standard input cannot be gone on with; --restart begins anew")
 
     def _learn(self, entry: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            ValueError, KeyError or TypeError: if it is no entry that may follow those before.
+        """
+        if not entry.keys() & {"part", "complete", "whole"}:
+            raise ValueError
         if "part" in entry:
+            if entry["part"] != self._count:
+                raise ValueError
             self._count += 1
             self.rows += entry["rows"]
             self.failed += entry["failed"]
@@ -381,20 +401,17 @@ class Parts:
                 writer.write_table(pyarrow.concat_tables(held))
 
 
+@contextmanager
+def _undamaged(place: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):
+        raise SeqappError(f"{place}: damaged, so what is finished cannot be trusted; --restart begins anew") from None
+
+
 def _sync(stream: IO[Any]) -> None:
     stream.flush()
     os.fsync(stream.fileno())
-
-
-def _lock(handle: IO[str], out: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise SeqappError(f"{out}: another process is writing it at this moment") from None
 
 
 # Several processes

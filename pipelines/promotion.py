@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlflow.exceptions import MlflowException
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines import patience, tracking
@@ -137,8 +138,8 @@ def register(
     """Make a new version of ``name``, and the champion or the challenger if it is good enough.
 
     It becomes champion if it is the first, or better on the same validation set; the champion before is then the
-    challenger. Else it becomes challenger if there is none or it beats that one. The same run, model and score twice
-    are one version.
+    challenger. Else it becomes challenger if there is none, it beats that one, or that one compares neither with it nor
+    with the champion. The same run, model and score twice are one version.
 
     Args:
         run_id: the run that owns the model.
@@ -154,18 +155,27 @@ def register(
     version = _enter(client, run, model_uri, name, mine)
     model = client.get_registered_model(name)
     champion, challenger = _alias(model, CHAMPION), _alias(model, CHALLENGER)
-    if champion in (None, version):
-        if champion is None:
-            _crown(client, model, version, why="the first version")
+    if champion is None:
+        _crown(client, model, version, why="the first version")
         return Registered(name, version, True, "the first version")
-    better, why = mine.against(_score(client, name, champion), champion)
+    if champion == version:
+        crowned = client.get_model_version(name, version).tags.get("became_champion", "")
+        return Registered(name, version, True, crowned.partition(": ")[2] or "it is the champion already")
+    best = _score(client, name, champion)
+    better, why = mine.against(best, champion)
     if better:
         _crown(client, model, version, why=why)
         return Registered(name, version, True, why)
-    stronger = challenger in (None, version) or mine.against(_score(client, name, challenger), challenger)[0]
+    stronger = challenger in (None, version) or _displaces(mine, _score(client, name, challenger), best)
     if stronger:
         _set_alias(client, name, CHALLENGER, version)
-    return Registered(name, version, False, why, bool(stronger))
+    return Registered(name, version, False, why, stronger)
+
+
+def _displaces(mine: Score, challenger: Score, champion: Score) -> bool:
+    """Whether a new version is the better challenger; one that is of other data than the champion gives way."""
+    better, _ = mine.against(challenger, "")
+    return better or (better is None and challenger.against(champion, "")[0] is None)
 
 
 def promote(reference: str, *, force: bool = False, name: str | None = None) -> Crowned:
@@ -223,8 +233,10 @@ def rollback(name: str) -> Crowned:
                           f"{', '.join(sorted(there, key=int)) or '(there is none)'}")  # fmt: skip
     version = history[-1].version
     _check(name, version)
-    _set_alias(client, name, CHAMPION, version)
+    # In this order: after a cut between the two, the champion in place is one made by other means than the history
+    # tells, and rolling back again leads here.
     client.set_registered_model_tag(name, HISTORY, _dump(history))
+    _set_alias(client, name, CHAMPION, version)
     before = _score(client, name, present) if present else None
     if present:
         _set_alias(client, name, CHALLENGER, present)
@@ -255,7 +267,7 @@ def overview() -> Table:
             score = _score(client, model.name, version) if version else None
             cells.append(f"{version}: {score}" if score else "–")
             data = data or (score.digest[:8] if score else "")
-        table.add_row(model.name, *cells, str(count), data or "–")
+        table.add_row(*map(escape, (model.name, *cells)), str(count), data or "–")
     return table
 
 
@@ -276,8 +288,9 @@ def versions(name: str) -> Table:
         score, number = Score.of(version.tags), str(version.version)
         made = datetime.datetime.fromtimestamp(version.creation_timestamp / 1000)
         crowned = version.tags.get("became_champion", "–").partition(": ")[0]
-        table.add_row(number, ", ".join(sorted(aliases.get(number, []))) or "–", str(score), score.digest[:8] or "–",
-                      (version.run_id or "–")[:8], f"{made:%Y-%m-%d %H:%M}", crowned)  # fmt: skip
+        cells = (number, ", ".join(sorted(aliases.get(number, []))) or "–", str(score), score.digest[:8] or "–",
+                 (version.run_id or "–")[:8], f"{made:%Y-%m-%d %H:%M}", crowned)  # fmt: skip
+        table.add_row(*map(escape, cells))
     return table
 
 
@@ -472,7 +485,9 @@ def _details(run: Any, score: Score) -> str:
 def _table(*columns: str) -> Table:
     table = Table()
     for column in columns:
-        table.add_column(column, justify="right" if column in ("version", "versions") else "left")
+        # Names are what other commands are given, so they are never cut.
+        table.add_column(column, justify="right" if column in ("version", "versions") else "left", overflow="fold",
+                         no_wrap=column in ("name", "run"))  # fmt: skip
     return table
 
 

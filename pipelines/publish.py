@@ -66,6 +66,7 @@ def publish(
     if name in intervals(task, totals["validation"], sizes["validation"]):
         scale = "share of examples"
     client.set_tag(run_id, "scale", scale)
+    client.set_tag(run_id, "metric_definition", task.definition_of(scores))
     size = sum(file.stat().st_size for file in directory.iterdir())
     logged: dict[str, float] = {"parameters": parameters, "seconds": seconds, "bundle_bytes": size, **costs}
     for split, metric in totals.items():

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines import run, tracking
@@ -22,7 +24,7 @@ from pipelines.options import SECTIONS
 from pipelines.promotion import find_run
 from seqapp import config
 from seqapp.errors import ConfigError, SeqappError
-from seqapp.references import connect
+from seqapp.references import connect, masked, reason
 
 WEIGHTY = ("torch", "numpy", "tokenizers", "pytorch-lightning", "scikit-learn", "scipy")
 """Packages whose version may move a figure."""
@@ -130,7 +132,13 @@ def read(reference: str) -> Original:
         was = {"RUNNING": "is still running", "KILLED": "was stopped", "FAILED": "has failed"}
         raise SeqappError(f"{who} {was.get(found.info.status, 'has not begun')}, so there are no figures to match; "
                           "a finished run fits")  # fmt: skip
-    files = {entry.path for entry in client.list_artifacts(run_id)}
+    try:
+        files = {entry.path for entry in client.list_artifacts(run_id)}
+    except (MlflowException, OSError) as error:
+        raise SeqappError(f"{who}: its artifacts cannot be read: {masked(reason(error))}") from None
+    if not files and "network" in tags:
+        raise SeqappError(f"{who}: its artifacts cannot be read: there is none where MLflow keeps them, so its config "
+                          "is lost")  # fmt: skip
     if (
         f"best_validation/{tags.get('metric')}" not in found.data.metrics
         or "config.yaml" not in files
@@ -188,6 +196,9 @@ def differences(original: Original) -> list[str]:
         old, new = original.environment.get(name, "unknown"), current.get(name, "none")
         if old != new and not (name == "threads" and _threads(original)):
             told.append(f"{name}: {old} then, {new} here")
+    if (processes := _processes(original)) > 1:
+        told.append(f"processes: {processes} then, 1 here, which moves figures by rounding, and by what is drawn in a "
+                    "step, such as dropout")  # fmt: skip
     return told
 
 
@@ -201,6 +212,7 @@ def reproduce(
 ) -> Reproduction:
     """Train again, with as many threads as then where the machine has so many cores, and compare.
 
+    What several processes have learned is learned by one: they change nothing but rounding and what is drawn in a step.
     The new run stands below the old one in MLflow, is tagged ``reproduces``, carries the report as an artifact, and is
     not registered.
 
@@ -226,7 +238,8 @@ def reproduce(
             run_id, _ = run.log_baseline(original.baseline, original.config, splits, test=test, run_name=name,
                                          tags=tags)  # fmt: skip
         else:
-            run_id = run.train_resolved(name, original.config, resume=resume, register=False, progress=progress,
+            alone = {**original.config, "train": {**original.config["train"], "devices": 1, "nodes": 1}}
+            run_id = run.train_resolved(name, alone, resume=resume, register=False, progress=progress,
                                         runs=runs, tags=tags, digests=original.digests).run_id  # fmt: skip
     found = Reproduction(run_id, original, differing, _figures(original, run_id), tolerance)
     client = connect()
@@ -243,7 +256,7 @@ def table(found: Reproduction) -> Table:
     for column in ("figure", "then", "now", "difference"):
         drawn.add_column(column, justify="left" if column == "figure" else "right")
     for figure in found.figures:
-        drawn.add_row(figure.name, *_cells(figure), style="" if figure.within(found.tolerance) else "bold")
+        drawn.add_row(escape(figure.name), *_cells(figure), style="" if figure.within(found.tolerance) else "bold")
     return drawn
 
 
@@ -300,6 +313,12 @@ def _worst(name: str, old: Mapping[int, float], new: Mapping[int, float]) -> Fig
         return math.inf if figure.difference is None or math.isnan(figure.difference) else abs(figure.difference)
 
     return max(reversed(epochs), key=apart)
+
+
+def _processes(original: Original) -> int:
+    """How many trained as one."""
+    train = original.config.get("train", {})  # a baseline has none
+    return int(train.get("devices", 1) * train.get("nodes", 1))
 
 
 def _threads(original: Original) -> int | None:

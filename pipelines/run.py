@@ -15,7 +15,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar, WeightAveraging
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 
 from pipelines import figures, patience, promotion, tracking
 from pipelines.baselines import BASELINES, BaselineResult, run_baseline
@@ -25,21 +25,21 @@ from pipelines.costs import PeakMemory, latency, told
 from pipelines.data import Data
 from pipelines.distributed import Endings, join
 from pipelines.dynamic import dynamic_scores
-from pipelines.folder import open_run, write_state
-from pipelines.launch import HOW_ON
+from pipelines.folder import Busy, open_run, write_state
+from pipelines.locks import held
 from pipelines.measure import measure
 from pipelines.module import Learner, running_average
 from pipelines.options import SECTIONS, Training
 from pipelines.outbox import Outbox, RunLogger, opened
 from pipelines.outcomes import log_outcomes
 from pipelines.publish import confusions, headline, publish, translations
+from pipelines.stopping import ANEW, HOW_ON, NOT_YET, heed, how_on, note, stoppable
 from pipelines.system import system_metrics
-from pipelines.tracking import Stopped
-from pipelines.watch import GateWatch, RecurrentWatch, Samples
+from pipelines.watch import Bar, GateWatch, RecurrentWatch, Samples
 from seqapp import bundle, config, metrics
 from seqapp.bundle import Bundle
 from seqapp.data.splits import SOURCES, Splits
-from seqapp.errors import BundleError, ConfigError, DataError, SeqappError
+from seqapp.errors import BundleError, ConfigError, DataError, SeqappError, Stopped
 from seqapp.models.language_model import LanguageModel
 from seqapp.nn.recurrent import NotFinite
 from seqapp.references import connect
@@ -128,6 +128,7 @@ def train_resolved(
     options = Training(**resolved["train"])
     task: Task[Any, Any] = TASKS.build(resolved["task"])
     _check(options, task, resolved["task"]["kind"])
+    note(NOT_YET)
     processes = join(options)
     if processes.first:
         connect()
@@ -172,10 +173,13 @@ def train_resolved(
     parameters = sum(parameter.numel() for parameter in model.parameters())
 
     sizes = {name: len(examples) for name, examples in splits.all().items() if examples}
+    if processes.first:
+        heed()  # there is a run to close now
     directory, run_id = processes.from_first(lambda: open_run(
         stem, task, resolved, digests, splits.name, sizes=sizes, resume=resume, runs=runs, tags=tags or {}
     ))  # fmt: skip
-    log.info("%s: %s parameters, %s; run %s", stem, f"{parameters:,}", _sizes(splits, task.unit), run_id)
+    begun = (directory / "checkpoints" / "last.ckpt").is_file()
+    note(f"stopped; {HOW_ON}" if begun else f"stopped before the first epoch ended; {ANEW}")
     best = ModelCheckpoint(
         directory / "checkpoints",
         filename="best",
@@ -184,11 +188,15 @@ def train_resolved(
         enable_version_counter=False,
     )
     with (
+        held(directory, str(Busy(directory))) if processes.first else nullcontext(),
         tracking.failing(run_id) if processes.first else nullcontext(),
+        stoppable(),
         opened(directory, run_id) if processes.first else nullcontext() as outbox,
     ):
+        log.info("%s: %s parameters, %s; run %s", stem, f"{parameters:,}", _sizes(splits, task.unit), run_id)
         memory = PeakMemory()
         _fit(learner, data, options, outbox, best, directory, progress=progress, further=[*callbacks, memory])
+        note(f"stopped after the last epoch; {HOW_ON}")
         if outbox is None:
             return processes.from_first(_of_the_first)
         kept = best.best_model_path if options.keep == "best" else directory / "checkpoints" / "last.ckpt"
@@ -253,7 +261,8 @@ def train_resolved(
             registered_name=name if register else None, digest=digests["validation"], calibration=calibration,
         )  # fmt: skip
         tracking.finish(run_id)
-    write_state(directory, run_id, resolved, digests, finished=True)
+        write_state(directory, run_id, resolved, digests, finished=True)
+        note(f"stopped after the training; run {run_id} is whole")
     trained = Trained(
         run_id, resolved["task"]["kind"], stem, directory / "bundle", scores, parameters, seconds, registered
     )
@@ -315,10 +324,12 @@ def log_baseline(
              "dataset": splits.name, "validation_digest": digests["validation"], "test_digest": digests["test"],
              "metric": metric, "direction": direction, "metric_definition": task.metric_definition,
              "scale": "share of examples" if metric in task.shares else "number",
-             "command": tracking.command(), **tracking.source_tags(), **(tags or {})}  # fmt: skip
+             "machine": tracking.machine_line(), "command": tracking.command(), **tracking.source_tags(),
+             **(tags or {})}  # fmt: skip
     run_id = tracking.create_run(resolved["task"]["kind"], run_name or name, about)
     with tracking.failing(run_id):
         result = run_baseline(name, task, splits, test=test)
+        patience.client().set_tag(run_id, "metric_definition", task.definition_of(result.scores))
         given = {"task": resolved["task"], "data": resolved["data"], "strength": result.strength}
         tracking.log_start(run_id, given, digests, splits.name, sizes)
         logged = {"seconds": result.seconds}
@@ -510,7 +521,7 @@ def _fit(
         callbacks.append(EarlyStopping(f"validation/{name}", mode=mode, patience=options.patience))
     callbacks += [Samples(), *further] if processes.first else further
     if progress := progress and processes.first:
-        callbacks.append(RichProgressBar(leave=False))
+        callbacks.append(Bar(leave=False))
     with warnings.catch_warnings():
         # Loading is a list index here, so workers would only add their start-up; and resuming into a folder that
         # holds checkpoints is what resuming means. The schedule follows the pieces of time, and the first of them may
@@ -551,7 +562,7 @@ def _fit(
             # Lightning turns Ctrl-C into an exit, and ignores it from then on; callers may want to do more than exit.
             if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise Stopped(f"stopped in epoch {trainer.current_epoch + 1}; {HOW_ON}") from None
+            raise Stopped(f"stopped in epoch {trainer.current_epoch + 1}; {how_on(trainer.current_epoch)}") from None
 
 
 def _of_the_first() -> Trained:

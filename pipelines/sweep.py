@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -25,10 +25,10 @@ from rich.table import Table
 
 from pipelines import patience, tracking
 from pipelines.figures import figure
-from pipelines.folder import STATE, last_unfinished, write_state
+from pipelines.folder import STATE, Busy, last_unfinished, write_state
+from pipelines.locks import held
 from pipelines.options import SECTIONS
 from pipelines.search import DEFAULT_TRIALS, Search, axes_of, grid, outer_first, sampler_of_trial
-from pipelines.tracking import Stopped
 from pipelines.trials import (
     COMPLETE,
     ENDED,
@@ -50,7 +50,7 @@ from pipelines.trials import (
     trials_of,
 )
 from seqapp import config
-from seqapp.errors import ConfigError, DataError, SeqappError
+from seqapp.errors import ConfigError, DataError, SeqappError, Stopped
 from seqapp.references import ReferenceNotFound, connect
 from seqapp.tasks import TASKS
 
@@ -65,7 +65,7 @@ RUNS = Path("runs")
 BACKENDS = ("optuna", "ray")
 STUDY = "study.db"
 MOST_DEATHS = 2
-"""A trial whose process dies this often has failed."""
+"""A trial whose process dies this often, while no other trial runs, has failed."""
 
 Tell = Callable[[Trial, Trial | None, int, int], None]
 """Takes a trial that has ended, the best so far, how many have ended, and how many there will be."""
@@ -139,7 +139,7 @@ def sweep(
     log.info("%s of %d trials over %s; run %s, folder %s", _title(plan), plan.trials,
              ", ".join(axis.key for axis in plan.axes), parent, folder)  # fmt: skip
     try:
-        with tracking.failing(parent):
+        with held(folder, _busy(folder)), tracking.failing(parent):
             told = _Told(plan, parent, tell)
             try:
                 with _quiet():
@@ -158,12 +158,12 @@ def sweep(
                                   + (f"; trial {first.number} failed: {first.problem}" if first else ""))  # fmt: skip
             trained = _final(plan, parent, best, runs) if final else None
             tracking.finish(parent)
+            write_state(folder, parent, plan.record, {}, finished=True)
     except (KeyboardInterrupt, Stopped):
         ended = sum(trial.state in ENDED for trial in trials_of(plan, parent))
         raise Stopped(
             f"stopped after {ended} of {plan.trials} trials; the same command with --resume goes on"
         ) from None
-    write_state(folder, parent, plan.record, {}, finished=True)
     return Swept(plan, parent, folder, trials, best, command(plan, best), trained)
 
 
@@ -229,10 +229,10 @@ def best_so_far(best: Trial | None) -> str:
 
 def table(swept: Swept) -> Table:
     """All trials, the best first."""
-    drawn = Table(title=f"{_title(swept.plan)}: {swept.plan.experiment}", title_justify="left")
+    drawn = Table(title=escape(f"{_title(swept.plan)}: {swept.plan.experiment}"), title_justify="left")
     heads, cells = rows(swept.plan, swept.trials)
     for place, head in enumerate(heads):
-        drawn.add_column(head, justify="left" if place == 1 else "right")
+        drawn.add_column(escape(head), justify="left" if place == 1 else "right")
     for line in cells:
         drawn.add_row(*map(escape, line), style="bold" if line[0] == str(swept.best.number) else "")
     return drawn
@@ -294,12 +294,17 @@ def _open(plan: Plan, *, resume: bool, runs: Path) -> tuple[Path, str]:
     if resume:
         try:
             folder = last_unfinished(runs, name, plan.record)
+        except Busy as busy:
+            raise SeqappError(_busy(busy.directory)) from None
         except SeqappError:
             raise SeqappError(f"{plan.stem}: no unfinished sweep of this config with these choices in {runs}/; give "
                               "the same choices as before, or sweep without --resume") from None  # fmt: skip
         run_id: str = json.loads((folder / STATE).read_text(encoding="utf-8"))["run_id"]
         tracking.reopen_run(run_id)
         return folder, run_id
+    with suppress(SeqappError):
+        log.info("an unfinished sweep of this is in %s; --resume goes on with it",
+                 last_unfinished(runs, name, plan.record))  # fmt: skip
     tags = {"task": plan.experiment, "metric": plan.metric, "direction": plan.direction, "sweep": plan.search.sampler,
             "backend": plan.backend, **tracking.source_tags()}  # fmt: skip
     run_id = tracking.create_run(plan.experiment, _title(plan), tags)
@@ -313,6 +318,10 @@ def _open(plan: Plan, *, resume: bool, runs: Path) -> tuple[Path, str]:
     folder.mkdir(parents=True, exist_ok=True)
     write_state(folder, run_id, plan.record, {}, finished=False)
     return folder, run_id
+
+
+def _busy(folder: Path) -> str:
+    return f"{folder}: another process goes on with this sweep at this moment; without --resume a new one begins"
 
 
 def _title(plan: Plan) -> str:
@@ -330,7 +339,7 @@ def _describe(plan: Plan, parent: str, trials: Sequence[Trial]) -> None:
         client.set_tag(parent, "best_trial", best.name)
         for key, value in best.values.items():
             client.set_tag(parent, f"best.{key}", config.inline(value))
-    client.set_tag(parent, "mlflow.note.content", text[:100_000])
+    client.set_tag(parent, "mlflow.note.content", tracking.description(text, "trials.md"))
 
 
 def _publish(plan: Plan, parent: str) -> list[Trial]:
@@ -363,16 +372,23 @@ def _final(plan: Plan, parent: str, best: Trial, runs: Path) -> Trained:
 
 
 def _search(plan: Plan, parent: str, folder: Path, jobs: int, told: Callable[[int], None]) -> None:
-    """Ask, train and tell until the trials are used up; trials that were cut off come first."""
+    """Ask, train and tell until the trials are used up; trials that were cut off come first.
+
+    A process that dies ends those beside it. The trials that ran are suspects then, and run again one at a time, so
+    that a trial answers only for its own process.
+    """
     url = f"sqlite:///{(folder / STUDY).absolute()}"
     study = _study(plan, url)
     cut = [trial.number for trial in study.get_trials(deepcopy=False) if not trial.state.is_finished()]
-    deaths: dict[int, int] = {}
+    suspects: dict[int, int] = {}  # number of a trial -> deaths since it runs alone
     running: dict[Future[Outcome | str], tuple[int, dict[str, Any], Executor]] = {}
     with _Workers(jobs) as workers:
         while True:
-            while len(running) < jobs and (cut or len(study.get_trials(deepcopy=False)) < plan.trials):
-                number, sampled = _ask(plan, study, cut.pop(0) if cut else None)
+            while (not running if suspects else len(running) < jobs) and (
+                suspects or cut or len(study.get_trials(deepcopy=False)) < plan.trials
+            ):
+                again = next(iter(suspects)) if suspects else cut.pop(0) if cut else None
+                number, sampled = _ask(plan, study, again)
                 future = workers.submit(_work, plan, parent, folder, number, sampled, url)
                 running[future] = number, sampled, workers.pool
             if not running:
@@ -383,16 +399,17 @@ def _search(plan: Plan, parent: str, folder: Path, jobs: int, told: Callable[[in
                     outcome = future.result()
                 except BrokenProcessPool:
                     workers.renew(pool)
-                    deaths[number] = deaths.get(number, 0) + 1
-                    log.warning("trial %d: its process died, or one beside it; memory may be short", number)
-                    if deaths[number] < MOST_DEATHS:
-                        cut.append(number)
+                    log.warning("trial %d: its process died%s; memory may be short", number,
+                                "" if number in suspects else ", or one beside it; it runs again, alone")  # fmt: skip
+                    suspects[number] = suspects.get(number, -1) + 1
+                    if suspects[number] < MOST_DEATHS:
                         continue
-                    outcome = Outcome(FAILED, problem=f"its process died {MOST_DEATHS} times; fewer --jobs or a "
-                                                      "smaller train.batch_tokens take less memory")  # fmt: skip
+                    outcome = Outcome(FAILED, problem=f"its process died {MOST_DEATHS} times while no other trial ran; "
+                                                      "a smaller train.batch_tokens takes less memory")  # fmt: skip
                     close_trial(plan, parent, number, sampled, outcome)
                 if isinstance(outcome, str):
                     raise SeqappError(outcome)
+                suspects.pop(number, None)
                 _tell(study, number, outcome)
                 told(number)
 
@@ -483,11 +500,10 @@ class _Workers:
     def submit(self, *call: Any) -> Future[Any]:
         try:
             return self.pool.submit(*call)
-        except BrokenProcessPool as error:
-            # It broke since the last answer; whoever waits for this one finds out.
-            future: Future[Any] = Future()
-            future.set_exception(error)
-            return future
+        except BrokenProcessPool:
+            # It broke since the last answer, which is nothing against this call.
+            self.renew(self.pool)
+            return self.pool.submit(*call)
 
     def renew(self, broken: Executor) -> None:
         """Start new processes, after one of ``broken`` has died and so ended all of them."""

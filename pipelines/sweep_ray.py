@@ -25,9 +25,8 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 from ray.tune.search.optuna import OptunaSearch
 
 from pipelines.search import sampler, sampler_of_trial
-from pipelines.tracking import Stopped
 from pipelines.trials import COMPLETE, ENDED, FAILED, PRUNED, Outcome, Plan, close_trial, run_trial, trials_of
-from seqapp.errors import SeqappError
+from seqapp.errors import SeqappError, Stopped
 from seqapp.references import masked, tracking_uri
 
 if TYPE_CHECKING:

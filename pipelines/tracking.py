@@ -25,8 +25,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pipelines import patience
 from pipelines.views import experiment_tags
 from seqapp import config
-from seqapp.errors import SeqappError
-from seqapp.references import BUNDLE
+from seqapp.errors import SeqappError, Stopped
+from seqapp.references import BUNDLE, reason
 from seqapp.tasks import Task
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -67,9 +67,8 @@ logging.getLogger("mlflow.models").setLevel(logging.ERROR)
 logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)
 logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
 
-
-class Stopped(SeqappError):
-    """Training was interrupted by the user; the message says how to go on."""
+LONGEST_TAG = 8_000
+"""Characters; MLflow cuts off what is more."""
 
 
 def create_run(experiment: str, name: str, tags: Mapping[str, str]) -> str:
@@ -156,12 +155,12 @@ def _input(split: str, digest: str, name: str, options: Mapping[str, Any], size:
 def log_metrics(run_id: str, values: Mapping[str, float], model_id: str | None = None) -> None:
     """Figures of the whole run, at most 1000, in one call; the page of the logged model ``model_id`` shows them too.
 
-    What the run has already, from before a stop, is not logged again.
+    What the run has already, from before a stop, is not logged again, measured times included.
     """
     client = patience.client()
     have = client.get_run(run_id).data.metrics
     now = int(1000 * time.time())
-    new = [Metric(key, float(value), now, 0, model_id) for key, value in values.items() if have.get(key) != value]
+    new = [Metric(key, float(value), now, 0, model_id) for key, value in values.items() if key not in have]
     client.log_batch(run_id, metrics=new)
 
 
@@ -178,6 +177,21 @@ def history(run_id: str) -> dict[str, list[tuple[int, float]]]:
 def finish(run_id: str, status: str = "FINISHED") -> None:
     """Close a run as FINISHED, FAILED or KILLED."""
     patience.client().set_terminated(run_id, status)
+
+
+def description(text: str, file: str) -> str:
+    """As many whole lines as the description of a run holds, and where the rest stands.
+
+    Args:
+        text: Markdown.
+        file: artifact of the run that holds all of it.
+    """
+    if len(text) <= LONGEST_TAG:
+        return text
+    rest = f"\n\nThe rest stands in the artifact `{file}`.\n"
+    room = LONGEST_TAG - len(rest)
+    end = text.rfind("\n", 0, room + 1)
+    return text[: end if end >= 0 else room] + rest
 
 
 def log_bundle(run_id: str, directory: Path, task: Task[Any, Any], example: Mapping[str, Any]) -> str:
@@ -322,8 +336,9 @@ def _end(run_id: str, status: str, note: str) -> None:
         with patience.no_longer_than(1):
             patience.client().set_tag(run_id, MLFLOW_RUN_NOTE, note)
             finish(run_id, status)
-    except patience.Unreachable as error:
-        log.warning("run %s is not closed as %s: %s", run_id, status, error)
+    except (SeqappError, MlflowException) as error:
+        # What has ended the run is what the user is to read.
+        log.warning("run %s is not closed as %s: %s", run_id, status, reason(error))
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -391,6 +406,13 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+
+
+def machine_line() -> str:
+    """That of :func:`machine` on which times depend, for a tag: equal ones mean times that compare."""
+    facts = machine()
+    parts = [facts["processor"] or "unknown processor", f"cores: {facts['cores']}", f"threads: {facts['threads']}"]
+    return ", ".join(parts + ([facts["gpu"]] if facts["gpu"] else []))
 
 
 @functools.cache

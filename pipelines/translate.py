@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipelines.predict import complaints
 from seqapp.bundle import Bundle
 from seqapp.data.tokenizers import clean
-from seqapp.errors import SeqappError
+from seqapp.errors import SeqappError, Stopped
 from seqapp.tasks.translation import Translation
 from seqapp.translation import TranslationInput, TranslationOutput
 
@@ -112,7 +112,7 @@ def writing(path: Path | None) -> Iterator[Callable[[str], None]]:
     except OSError as error:
         raise SeqappError(f"{error.filename or path}: {error.strerror}") from None
     except KeyboardInterrupt:
-        raise SeqappError(f"stopped; what is finished stands in {part}") from None
+        raise Stopped(f"stopped; what is finished stands in {part}") from None
 
 
 def translator(loaded: Bundle) -> Translation:

@@ -18,12 +18,12 @@ from pytorch_lightning.callbacks import Callback
 
 from pipelines import patience, tracking
 from pipelines.figures import figure
+from pipelines.folder import STATE as STATE_FILE
 from pipelines.folder import last_unfinished
 from pipelines.options import SECTIONS
 from pipelines.search import Axis, Search, candidate, label, short_names
-from pipelines.tracking import Stopped
 from seqapp import config
-from seqapp.errors import DataError, SeqappError
+from seqapp.errors import DataError, SeqappError, Stopped
 from seqapp.references import ReferenceNotFound
 
 if TYPE_CHECKING:
@@ -436,7 +436,7 @@ def _unfinished(runs: Path, stem: str, resolved: Mapping[str, Any]) -> str | Non
         directory = last_unfinished(runs, stem, resolved)
     except SeqappError:
         return None
-    run_id: str = json.loads((directory / "state.json").read_text(encoding="utf-8"))["run_id"]
+    run_id: str = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))["run_id"]
     return run_id
 
 

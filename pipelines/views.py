@@ -39,7 +39,8 @@ def _state(metric: str, tags: Mapping[str, str]) -> dict[str, Any]:
     chosen = f"metrics.`best_validation/{metric}`"
     figures = (f"test/{metric}", "parameters", "seconds", "train/tokens_per_second", "latency_ms", "bundle_bytes",
                "peak_memory_bytes")  # fmt: skip
-    columns = ["tags.`network`", chosen, *(f"metrics.`{name}`" for name in figures), "attributes.`Models`"]
+    columns = ["tags.`network`", "tags.`dataset`", chosen, *(f"metrics.`{name}`" for name in figures),
+               "tags.`validation_digest`", "attributes.`Models`"]  # fmt: skip
     return {
         "searchFilter": "", "orderByKey": chosen, "orderByAsc": tags.get("direction") == "min",
         "startTime": "ALL", "lifecycleFilter": "Active", "datasetsFilter": [], "modelVersionFilter": "All Runs",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, RichProgressBar
 from torch import nn
 
 from pipelines.figures import attention_matrix
@@ -34,6 +34,18 @@ RADIUS, SINGULAR = "spectral_radius", "largest_singular_value"
 GATES = "gates/"
 ROWS, STEPS = 8, 64
 """How many validation rows gates are watched on, and how many positions of each."""
+
+
+class Bar(RichProgressBar):
+    """Lightning's progress bar, which counts epochs as the log does, and has nothing else that the log has not."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        shown = super().get_metrics(trainer, pl_module)
+        shown.pop("v_num", None)
+        return shown
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}".ljust(len(self.validation_description))
 
 
 class RecurrentWatch(Callback):

@@ -27,6 +27,8 @@ LEVEL = 0.95
 """Of an interval."""
 _CELLS = 2**21
 """Weights that are held at a time."""
+_QUIET = numpy.errstate(over="ignore", invalid="ignore")
+"""Where what is not finite is looked for."""
 _EXACT_ITEMS = 13
 """Items that differ, up to which each of the 2 ** n ways is tried."""
 
@@ -228,6 +230,7 @@ def bca(estimate: float, replicates: Floats, left_out: Floats, *, level: float =
     return ends[0], ends[1]
 
 
+@_QUIET
 def intervals(models: Sequence[Outcomes], score: str = "", *, seed: int = 0) -> list[tuple[float, float] | None]:
     """The 95 % interval of a score of each of several models over equally many items, over the choice of items.
 
@@ -235,18 +238,26 @@ def intervals(models: Sequence[Outcomes], score: str = "", *, seed: int = 0) -> 
         models: their outcomes, all alike.
         score: its name; "" for the one that chooses.
         seed: of the samples.
+
+    Returns:
+        One each; None as of :func:`bca`.
     """
-    if not models or not len(models[0]):
-        return [None] * len(models)
-    parts = [model.part(score) for model in models]
-    formula, width = models[0].formula(score), parts[0].shape[1]
-    sums = resampled(numpy.concatenate(parts, 1), seed=seed)
-    found = []
-    for place, part in enumerate(parts):
+    found: list[tuple[float, float] | None] = [None] * len(models)
+    parts = {place: part for place, part in enumerate(model.part(score) for model in models)
+             if len(part) > 1 and _finite(part)}  # fmt: skip
+    if not parts:
+        return found
+    formula = models[0].formula(score)
+    sums = numpy.split(resampled(numpy.concatenate(list(parts.values()), 1), seed=seed), len(parts), 1)
+    for (place, part), replicates in zip(parts.items(), sums, strict=True):
         whole = part.sum(0)
-        replicates = formula(sums[:, place * width : (place + 1) * width])
-        found.append(bca(float(formula(whole)), replicates, formula(whole - part)) if len(part) > 1 else None)
+        found[place] = bca(float(formula(whole)), formula(replicates), formula(whole - part))
     return found
+
+
+def _finite(values: Floats) -> bool:
+    """Whether all of them and their sums are numbers; infinity times a weight of 0 is none."""
+    return bool(numpy.isfinite(values.sum(0)).all())
 
 
 @dataclass(frozen=True)
@@ -254,24 +265,32 @@ class Difference:
     """How far apart two models are on the same items.
 
     Args:
-        value: score of the first less that of the second.
+        value: score of the first less that of the second; not finite where one of them is not.
         p: how often chance alone would make them so far apart, two-sided.
         interval: of 95 %; None where no item tells them apart.
+        items: those that the two answer differently.
     """
 
     value: float
     p: float
     interval: tuple[float, float] | None
+    items: int
+
+    @property
+    def least(self) -> float:
+        """The smallest p that so many items can give: the shuffle that exchanges all is always as far apart."""
+        return min(1.0, 2.0 ** (1 - self.items))
 
 
+@_QUIET
 def difference(a: Outcomes, b: Outcomes, score: str = "", *, seed: int = 0) -> Difference:
     """Two models on the same items in the same order, by approximate randomisation (Riezler & Maxwell 2005).
 
     If the two are as good as each other, it does not matter which of them answered which item. So the answers to each
     item are exchanged or not by the toss of a coin, and p is the share of such shuffles that set the two as far apart
     as they are, themselves counted (Noreen 1989): P(p <= x) <= x for every x. Items that both answer alike change
-    nothing. Where at most 13 differ, all shuffles are tried and p is exact. The interval is :func:`bca` of the
-    difference over samples of the items, both models on the same ones (Koehn 2004).
+    nothing. Where at most 13 differ, all shuffles are tried and p is exact. Scores that are not finite have p = 1. The
+    interval is :func:`bca` of the difference over samples of the items, both models on the same ones (Koehn 2004).
 
     Args:
         a: one.
@@ -285,19 +304,23 @@ def difference(a: Outcomes, b: Outcomes, score: str = "", *, seed: int = 0) -> D
     if len(a) != len(b) or not a.alike(b):
         raise ValueError(f"outcomes of {len(a)} and of {len(b)} items cannot be paired")
     first, second, formula = a.part(score), b.part(score), a.formula(score)
-    totals = first.sum(0), second.sum(0)
-    value = float(formula(totals[0]) - formula(totals[1]))
-    exchanged = (second - first)[(first != second).any(1)]
-    if not len(exchanged):
-        return Difference(0.0, 1.0, None)
+    differs = (first != second).any(1)
+    items = int(differs.sum())
+    value = math.nan
+    if _finite(first) and _finite(second):
+        totals = first.sum(0), second.sum(0)
+        value = float(formula(totals[0]) - formula(totals[1]))
+    if not math.isfinite(value) or not items:
+        return Difference(value, 1.0, None, items)
+    exchanged = (second - first)[differs]
     extreme = tried = 0
     for swaps in _swaps(len(exchanged), seed):
         moved = swaps @ exchanged
         apart = formula(totals[0] + moved) - formula(totals[1] - moved)
-        # Sums in another order differ in their last digits.
-        extreme += int((numpy.abs(apart) >= abs(value) * (1 - 1e-9)).sum())
+        # Sums in another order differ in their last digits; a shuffle without a score speaks for no difference.
+        extreme += int((~(numpy.abs(apart) < abs(value) * (1 - 1e-9))).sum())
         tried += len(apart)
-    given = len(exchanged) > _EXACT_ITEMS
+    given = items > _EXACT_ITEMS
     p = (extreme + given) / (tried + given)
     width = first.shape[1]
     both = numpy.concatenate([first, second], 1)
@@ -305,7 +328,7 @@ def difference(a: Outcomes, b: Outcomes, score: str = "", *, seed: int = 0) -> D
     def apart_in(sums: Floats) -> Floats:
         return formula(sums[..., :width]) - formula(sums[..., width:])
 
-    return Difference(value, p, bca(value, apart_in(resampled(both, seed=seed)), apart_in(both.sum(0) - both)))
+    return Difference(value, p, bca(value, apart_in(resampled(both, seed=seed)), apart_in(both.sum(0) - both)), items)
 
 
 def _swaps(items: int, seed: int) -> Iterator[Floats]:

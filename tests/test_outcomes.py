@@ -239,6 +239,45 @@ def test_holm_by_its_definition(p: list[float]) -> None:
         assert {index for index, adjusted in enumerate(found) if adjusted <= level} == rejected
 
 
+def test_holm_never_puts_a_larger_p_below_a_smaller_one() -> None:
+    assert holm([0.02, 0.021]) == [0.04, 0.04]
+    assert holm([0.021, 0.02, 0.9]) == [0.06, 0.06, 0.9]
+
+
+def test_holm_goes_on_with_the_highest_so_far() -> None:
+    # Adjusted p-values keep the order of the p-values: 2 * 0.02, then no less for 0.021.
+    assert holm([0.02, 0.021]) == pytest.approx([0.04, 0.04])
+    assert holm([0.9, 0.01, 0.02]) == pytest.approx([0.9, 0.03, 0.04])
+
+
+@given(st.integers(1, 9), st.integers(0, 10_000))
+def test_no_p_is_smaller_than_so_few_items_can_give(items: int, seed: int) -> None:
+    chance = numpy.random.default_rng(seed)
+    alike = [1] * 5
+    a, b = counted([*chance.integers(0, 2, items), *alike]), counted([*chance.integers(0, 2, items), *alike])
+    found = difference(a, b)
+    assert found.items == (a.values != b.values).any(1).sum()
+    assert found.p >= found.least
+    won = difference(counted([1] * items + alike), counted([0] * items + alike))
+    assert won.p == won.least == 2 / 2**items
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_neither_significant_nor_certain(bad: float) -> None:
+    chance = numpy.random.default_rng(0)
+    good = costs(chance.random(40), numpy.ones(40))
+    odd = costs(numpy.where(numpy.arange(40) < 3, bad, chance.random(40)), numpy.ones(40))
+    empty = costs(numpy.ones(40), numpy.zeros(40))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for one, other in ((good, odd), (odd, good), (odd, costs(odd.values[::-1, 0], numpy.ones(40))), (good, empty)):
+            found = difference(one, other)
+            assert not math.isfinite(found.value)
+            assert (found.p, found.interval) == (1, None)
+        assert intervals([odd, good, empty]) == [None, *intervals([good]), None]
+        assert intervals([good])[0] is not None
+
+
 def test_many_items_are_weighed_a_part_at_a_time() -> None:
     # All weights of 10,000 items at once would be 160 MB, and all shuffles 800 MB.
     columns = ("cost", "answers")

@@ -35,6 +35,18 @@ def test_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().out.startswith("happy ")
 
 
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda path: path.name
+)
+def test_every_page_is_finished_and_its_python_can_be_read(path: Path) -> None:
+    page = path.read_text(encoding="utf-8")
+    assert not re.findall(r"@@|TODO|FIXME|XXX", page)
+    for block in blocks("python", page):
+        compile(block, str(path), "exec")
+    for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page):
+        assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
 def test_yaml_block_is_a_config(tmp_path: Path) -> None:
     (block,) = blocks("yaml")
     (tmp_path / "my.yaml").write_text(block, encoding="utf-8")

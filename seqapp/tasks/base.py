@@ -112,6 +112,14 @@ class Task(ABC, Generic[E, I]):
         """What the score that chooses is: on the same data, equal ones mean scores that compare."""
         return self.selection[0]
 
+    def definition_of(self, scores: Mapping[str, Mapping[str, float]]) -> str:
+        """:attr:`metric_definition` of scores that were reached, where these show more of what they mean.
+
+        Args:
+            scores: split -> name -> value.
+        """
+        return self.metric_definition
+
     @abstractmethod
     def prepare(self, examples: Sequence[E]) -> None:
         """Fit tokenizers and vocabularies, once, on training examples."""

@@ -90,7 +90,8 @@ class Generation(Task[Passage, Item]):
     line_field = "prompt"
     limits = (
         "It goes on in the manner of the text it was trained on, true or not, and may repeat passages of it word for "
-        "word.\nPerplexities compare only between models with the same tokens; bits per character compare between all."
+        "word.\nPerplexities compare only between models with the same tokens; bits per character compare between all "
+        "that know every character."
     )
 
     def __init__(
@@ -100,6 +101,7 @@ class Generation(Task[Passage, Item]):
         reads: Literal["stream", "rows", "lines"] = "stream",
     ) -> None:
         self.tokenizer: Tokenizer = TOKENIZERS.build(tokenizer)
+        self.tokenizer_kind = tokenizer["kind"]
         self.reads = reads
         self.streams = reads == "stream"
         self.conditions = Vocabulary([])
@@ -109,6 +111,13 @@ class Generation(Task[Passage, Item]):
     def metric_definition(self) -> str:
         """How the text is read decides which tokens count and how much each has before it."""
         return f"bits_per_character, read as {self.reads}"
+
+    def definition_of(self, scores: Mapping[str, Mapping[str, float]]) -> str:
+        """An unknown token stands for many texts and is easily told, so that few tokens would make a good score."""
+        if not any(part.get("unknown", 0) > 0 for part in scores.values()):
+            return self.metric_definition
+        return (f"{self.metric_definition}, unknown tokens as one of {self.tokenizer.size:,} of the tokenizer "
+                f"{self.tokenizer_kind}")  # fmt: skip
 
     @property
     def file_options(self) -> Sequence[str]:  # type: ignore[override]

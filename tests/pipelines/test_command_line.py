@@ -418,3 +418,10 @@ def test_every_command_explains_itself(world: World, seqapp: Seqapp, command: st
     assert said.status == 0
     assert "Usage:" in said.out
     assert command in seqapp("--help").out
+
+
+def test_the_name_of_a_config_is_shown_as_it_is(world: World, seqapp: Seqapp) -> None:
+    world.config("[b]:smile:.yaml")
+    said = seqapp("train", "[b]:smile:.yaml", "train.epochs=1", "--no-register", "--quiet")
+    assert said.status == 0, said.err
+    assert "\n[b]:smile:: bundle runs/sentiment-[b]:smile:-" in said.out

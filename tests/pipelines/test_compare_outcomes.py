@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import run
+from pipelines import run, tracking
 from pipelines.baselines import run_baseline
 from pipelines.compare import compare
 from pipelines.data import Data
@@ -199,6 +199,7 @@ def test_a_run_and_the_baselines_beside_it_log_their_outcomes(done: Done, seqapp
         assert found.score() == pytest.approx(trained.scores[split]["accuracy"])
     tags = done.client.get_run(trained.run_id).data.tags
     assert tags["metric_definition"] == "accuracy"
+    assert tags["machine"] == tracking.machine_line()
     (told,) = compare("sentiment", runs=[trained.run_id])
     (row,) = told.groups[0].rows
     assert isinstance(row.outcomes["test"], Outcomes)
@@ -220,3 +221,47 @@ def test_two_seeds_a_second_network_and_a_baseline(world: World, seqapp: Callabl
     assert sizes == {32}
     assert all(numpy.isfinite(row.parameters or 0) for row in rows.values())
     assert "cannot be tested" not in group.advice
+
+
+TEXT = """
+task: {kind: generation, tokenizer: {kind: word, max_vocabulary: 9}}
+model: {kind: language_model, embedding_size: 4, encoder: {kind: elman, hidden_size: 4}}
+data: {kind: text, train: text.txt, validation_share: 0.2, test_share: 0.2}
+train: {epochs: 1, batch_rows: 4, truncate: 8, test: false}
+"""
+
+
+def test_a_model_that_knows_few_words_wins_nothing(world: World) -> None:
+    (world.path / "text.txt").write_text("".join(f"{sentence()}\n" for _ in range(300)), encoding="utf-8")
+    world.config("text.yaml", TEXT)
+    knowing = ["task.tokenizer.kind=byte_bpe", "task.tokenizer.max_vocabulary=300"]
+    for words in ([], ["task.tokenizer.max_vocabulary=10"], knowing):
+        world.train(*words, config="text.yaml")
+        run.baseline("text.yaml", [*words, "train.test=false"])
+    (told,) = compare()
+    found = {group.definition: sorted(row.name for row in group.rows) for group in told.groups}
+    read = "bits_per_character, read as stream"
+    assert found == {
+        definition: ["kneser-ney", "text"]
+        for definition in (
+            read,
+            f"{read}, unknown tokens as one of 9 of the tokenizer word",
+            f"{read}, unknown tokens as one of 10 of the tokenizer word",
+        )
+    }
+    # Nor does it take the place of a champion that reads every word.
+    first, *others = sorted(
+        world.client.search_model_versions("name = 'generation-text'"), key=lambda v: int(v.version)
+    )
+    assert first.tags["metric_definition"].endswith("one of 9 of the tokenizer word")
+    assert world.client.get_registered_model("generation-text").aliases["champion"] == first.version
+    assert len({version.tags["metric_definition"] for version in (first, *others)}) == 3
+
+
+@pytest.mark.parametrize(("unknown", "refined"), [(0.0, False), (0.01, True)])
+def test_unknown_tokens_of_any_split_refine_the_definition(unknown: float, refined: bool) -> None:
+    task, _ = measured("stream")
+    scores = {"validation": {"unknown": 0.0}, "test": {"unknown": unknown}}
+    assert (task.definition_of(scores) != task.metric_definition) is refined
+    other, _ = measured("sentiment")
+    assert other.definition_of({"validation": {"accuracy": 0.5}}) == other.metric_definition

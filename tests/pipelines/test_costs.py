@@ -5,15 +5,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import nn
 
+from pipelines import run
 from pipelines.costs import ANSWERS, PeakMemory, latency
 from seqapp.data.pairs import SentencePair
 from seqapp.data.text import Passage
+from seqapp.errors import SeqappError
 from seqapp.tasks import TASKS
-from tests.pipelines.worlds import Done
+from tests.pipelines.worlds import Done, World
 
 
 class Answering:
@@ -75,6 +78,37 @@ def test_peak_memory_stops_looking_when_training_fails() -> None:
     watch.on_fit_start(trainer, module)  # type: ignore[arg-type]
     watch.on_exception(trainer, module, KeyboardInterrupt())  # type: ignore[arg-type]
     assert watch._thread is None
+
+
+def test_peak_memory_of_a_resumed_training_is_the_most_of_all_its_parts(
+    toy: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise SeqappError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil.Process, "memory_info", lambda _: SimpleNamespace(rss=10**15))
+        patch.setattr(run, "publish", stop)
+        with pytest.raises(SeqappError, match="stopped"):
+            toy.train(config="toy.yaml")
+    trained = toy.train(config="toy.yaml", resume=True)
+    assert toy.client.get_run(trained.run_id).data.metrics["peak_memory_bytes"] == 10**15
+
+
+def test_peak_memory_of_an_accelerator_is_in_each_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = iter([30, 50, 40])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: next(held))
+    watch, module = PeakMemory(), SimpleNamespace(device=torch.device("cuda", 0))
+    trainer: Any = None
+    watch.on_fit_start(trainer, module)  # type: ignore[arg-type]
+    assert watch.state_dict() == {"bytes": 30}
+    kept = watch.state_dict()
+    resumed = PeakMemory()
+    resumed.load_state_dict(kept)
+    resumed.on_fit_start(trainer, module)  # type: ignore[arg-type]
+    resumed.on_fit_end(trainer, module)  # type: ignore[arg-type]
+    assert resumed.bytes == 50
 
 
 def test_a_run_tells_what_its_model_costs(done: Done) -> None:

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 
 from pipelines.data import Data
 from pipelines.distributed import Processes
-from pipelines.launch import HOW_ON
 from pipelines.options import SECTIONS, Training
+from pipelines.stopping import HOW_ON, NOT_YET
 from seqapp import config
 from seqapp.data.batching import Idle
 from seqapp.data.splits import SOURCES, Splits
@@ -165,6 +165,17 @@ def test_two_processes_learn_and_log_what_one_does(both: tuple[dict[int, World],
     check_same(name, worlds[1], worlds[2])
 
 
+def test_one_process_reproduces_what_two_have_trained(
+    both: tuple[dict[int, World], Said], monkeypatch: pytest.MonkeyPatch, seqapp: Callable[..., Said]
+) -> None:
+    world = both[0][2]
+    world.enter(monkeypatch)
+    said = seqapp("reproduce", run_of(world, "sentiment").info.run_id, "--quiet")
+    assert said.status == 0, said.err + said.out
+    assert "processes: 2 then, 1 here, which moves figures by rounding, and by what is drawn in a step" in said.out
+    assert "reproduced: all " in said.out
+
+
 def test_each_way_of_having_no_rows_is_among_them(world: World) -> None:
     write_data(world.path)
     for name, text in CONFIGS.items():
@@ -228,9 +239,9 @@ class Running:
         time.sleep(0.2)
         assert self.process.poll() is None
 
-    def ended(self) -> str:
-        """The last line that it says, once it has ended with status 1."""
-        assert self.process.wait(60) == 1
+    def ended(self, status: int) -> str:
+        """The last line that it says, once it has ended with that status."""
+        assert self.process.wait(60) == status
         said = self.said.read_text()
         assert len(re.findall("error:", said)) == 1, said
         assert "Traceback" not in said, said
@@ -247,19 +258,34 @@ def test_stopped_and_killed_it_goes_on_as_if_nothing_had_happened(
     with Running(cut) as running:
         running.wait_for_epoch(2)
         running.process.send_signal(signal.SIGINT)
-        assert running.ended() == f"error: stopped in epoch 2; {HOW_ON}"
+        assert running.ended(130) == f"error: stopped in epoch 2; {HOW_ON}"
     assert run_of(cut, "sentiment").info.status == "KILLED"
     with Running(cut, "--resume") as running:
         running.wait_for_epoch(3)
         workers = {child.environ()["RANK"]: child for child in psutil.Process(running.process.pid).children()}
         workers["1"].kill()
-        assert running.ended() == f"error: process 1 of 2 was killed by SIGKILL, so all have ended; {HOW_ON}"
+        assert running.ended(1) == f"error: process 1 of 2 was killed by SIGKILL, so all have ended; {HOW_ON}"
     assert run_of(cut, "sentiment").info.status == "FAILED"
     with Running(cut, "--resume") as running, pytest.MonkeyPatch.context() as patch:
         whole.enter(patch)
         whole.train(*Running.choices, config="sentiment.yaml", register=False)
         assert running.process.wait(120) == 0, running.said.read_text()
     check_same("sentiment", whole, cut)
+
+
+def test_ctrl_c_before_they_train_ends_them_with_one_sentence(world: World) -> None:
+    write_csv(world.path / "data.csv", texts(60))
+    world.config("sentiment.yaml", SENTIMENT)
+    with Running(world) as running:
+        parent = psutil.Process(running.process.pid)
+        deadline = time.monotonic() + 60
+        while len(workers := parent.children()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        running.process.send_signal(signal.SIGINT)
+        running.process.send_signal(signal.SIGINT)
+        assert running.ended(130) == f"error: {NOT_YET}"
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+    assert running.said.read_text().count("\n") == 1
 
 
 # Two hosts

@@ -16,8 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines import run
-from pipelines.tracking import Stopped
-from seqapp.errors import SeqappError
+from seqapp.errors import SeqappError, Stopped
 from seqapp.tasks.sentiment import Sentiment
 from tests.pipelines.worlds import Said, World, steady, texts, write_csv
 
@@ -134,7 +133,7 @@ def check_resumed(world: World, run_id: str, whole: tuple[dict[str, Any], dict[s
 
 def test_sigint_ends_the_run_with_a_sentence_that_says_how_to_go_on(stopped: Cut) -> None:
     world, said = stopped.world, stopped.said
-    assert said.status == 1
+    assert said.status == 130
     assert said.out == ""
     assert said.err.splitlines()[-1].startswith("error: stopped in epoch 2; `--resume` goes on")
     assert "Traceback" not in said.err

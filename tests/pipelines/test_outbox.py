@@ -1,9 +1,11 @@
 """Whatever a server does and whenever the process is killed: entries arrive in order, none is lost, none is double."""
 
+import errno
 import json
 import logging
 import math
 import os
+import resource
 import signal
 import sqlite3
 import tempfile
@@ -160,6 +162,134 @@ def test_what_was_written_before_sigkill_is_sent_by_the_next_process(tmp_path: P
     box.close()
     assert server.heard[:written] == [metric(number) for number in range(written)]
     assert len(server.heard) <= written + 1
+
+
+class Short:
+    """A journal on a system that takes some bytes at a time."""
+
+    def __init__(self, journal: Any) -> None:
+        self.journal = journal
+
+    def write(self, content: Any) -> int:
+        return int(self.journal.write(content[:7]))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.journal, name)
+
+
+def test_a_write_that_takes_a_part_is_gone_on_with(tmp_path: Path) -> None:
+    server = Mlflow()
+    box = Outbox(tmp_path, RUN, server)
+    box._journal = Short(box._journal)  # type: ignore[assignment]
+    expected = enter(box, ["metric", "text", "tag"])
+    box.flush()
+    box.close()
+    assert server.heard == expected
+    records = [json.loads(line) for line in (tmp_path / JOURNAL).read_text().splitlines()]
+    assert [record["entry"] for record in records if "entry" in record] == [0, 1, 2]
+    assert records[-1] == {"sent": 3}
+
+
+@pytest.mark.parametrize("room", [0, 1, 30])
+def test_a_full_disk_is_told_and_the_journal_stands_when_there_is_room_again(tmp_path: Path, room: int) -> None:
+    box = Outbox(tmp_path, RUN, Mlflow([AWAY] * 1_000_000))
+    expected = enter(box, ["metric", "text"])
+    before = (tmp_path / JOURNAL).read_bytes()
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + room, kept[1]))  # for the system a disk that ends there
+    try:
+        with pytest.raises(SeqappError, match=r"journal\.jsonl: cannot be written: a file may not become so large"):
+            box.set_tag(RUN, "lost", "x" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+    assert (tmp_path / JOURNAL).read_bytes() == before
+    box.log_batch(RUN, [Metric(*metric(9, "after"))])
+    box.close()
+    server = Mlflow()
+    again = Outbox(tmp_path, RUN, server)
+    again.flush()
+    again.close()
+    assert server.heard == [*expected, metric(9, "after")]
+
+
+@pytest.mark.parametrize(("code", "why"), [(errno.ENOSPC, "the disk is full"), (errno.EIO, "Input/output error")])
+def test_an_artifact_that_finds_no_room_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, why: str
+) -> None:
+    box = Outbox(tmp_path, RUN, server := Mlflow())
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(SeqappError, match=rf"000000/a\.txt: cannot be written: {why}; .*--resume"):
+            box.log_text(RUN, "text", "texts/a.txt")
+    box.log_text(RUN, "text", "texts/a.txt")
+    box.flush()
+    box.close()
+    assert server.heard == [("texts/a.txt", b"text")]
+
+
+def test_what_cannot_be_noted_as_sent_keeps_its_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    box = Outbox(tmp_path, RUN, Mlflow())
+    plain = box._journal
+
+    class Full(Short):
+        def write(self, content: Any) -> int:
+            if b"sent" in bytes(content):
+                raise OSError(errno.ENOSPC, "full")
+            return int(plain.write(content))
+
+    box._journal = Full(plain)  # type: ignore[assignment]
+    expected = enter(box, ["text"])
+    box.flush()
+    box.close()
+    assert "journal.jsonl: cannot be written: the disk is full" in caplog.text
+    server = Mlflow()
+    again = Outbox(tmp_path, RUN, server)
+    again.flush()
+    again.close()
+    assert server.heard == expected
+
+
+@pytest.mark.parametrize("rest", [b'{"entry": 1, "me', b'{"entry": 1, "me\n', b"\0" * 50, b"\0" * 50 + b"\n", b"\n"])
+def test_a_journal_whose_last_line_is_cut_is_taken_up_without_it(tmp_path: Path, rest: bytes) -> None:
+    whole = b'{"entry": 0, "tags": {"a": "b"}}\n'
+    (tmp_path / JOURNAL).write_bytes(whole + rest)
+    server = Mlflow()
+    box = Outbox(tmp_path, RUN, server)
+    box.set_tag(RUN, "c", "d")
+    box.flush()
+    box.close()
+    assert server.heard == [("a", "b"), ("c", "d")]
+    assert Outbox(tmp_path, RUN, Mlflow()).unsent == 0
+
+
+def test_while_the_server_is_away_the_journal_is_brought_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brought: list[bytes] = []
+    plain, first = os.fsync, threading.Event()
+
+    def watched(descriptor: int) -> None:
+        if os.path.sameopenfile(descriptor, box._journal.fileno()):
+            brought.append((tmp_path / JOURNAL).read_bytes())
+            first.set()
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    server = Mlflow()
+    box = Outbox(tmp_path, RUN, server)
+    enter(box, ["metric"])
+    box.flush()
+    assert not brought  # a server that answers has it
+    server.failures = [AWAY]
+    box.set_tag(RUN, "away", "yes")
+    assert first.wait(20)
+    assert b'"away"' in brought[0]
+    box.flush()
+    box.close()
 
 
 def test_a_resumed_run_does_not_enter_a_step_again(tmp_path: Path) -> None:

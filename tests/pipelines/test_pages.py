@@ -82,6 +82,9 @@ def test_an_experiment_says_what_it_is_and_offers_a_view(done: Done) -> None:
     metrics = done.client.get_run(done.trained.run_id).data.metrics
     columns = [column[9:-1] for column in state["selectedColumns"] if column.startswith("metrics.`")]
     assert set(columns) <= set(metrics)  # no column would be empty
+    tagged = [column[6:-1] for column in state["selectedColumns"] if column.startswith("tags.`")]
+    assert tagged == ["network", "dataset", "validation_digest"]
+    assert set(tagged) <= set(done.client.get_run(done.trained.run_id).data.tags)
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`best_validation/accuracy`", False)
 
 

@@ -33,8 +33,9 @@ from pipelines.predict_file import Written, predict_to
 from seqapp import bundle
 from seqapp.bundle import Bundle
 from seqapp.data.splits import LabelledText
-from seqapp.errors import DataError, SeqappError
+from seqapp.errors import DataError, SeqappError, Stopped
 from seqapp.tasks import TASKS, InputError
+from tests.pipelines.clusters import ray_here
 from tests.pipelines.worlds import Said, World, texts
 
 Seqapp = Callable[..., Said]
@@ -365,7 +366,7 @@ def stopped(file: Path | str, out: Path, error: BaseException, after: int = 2, *
 def halfway(tmp_path: Path) -> Path:
     """An input of which 6 of 10 rows are answered, for out.jsonl beside it."""
     file = write(tmp_path / "in.csv", [{"text": f"row {place}"} for place in range(10)])
-    with pytest.raises(SeqappError, match=r"^stopped after 6 rows; the same command goes on from there"):
+    with pytest.raises(Stopped, match=r"^stopped after 6 rows; the same command goes on from there"):
         stopped(file, tmp_path / "out.jsonl", KeyboardInterrupt())
     return file
 
@@ -393,6 +394,52 @@ def test_an_input_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"in\.csv: was changed while it was read; --restart answers it anew"):
         run(file, tmp_path / "out.csv", progress=lambda rows, _: file.write_bytes(file.read_bytes() + b"\n"))
     assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize(("place", "content"), [
+    ("journal", b"\0" * 40 + b"\n"),
+    ("journal", b"[]\n"),
+    ("journal", b"{}\n"),
+    ("journal", b'{"part": 0}\n'),
+    ("journal", b'{"part": 1, "rows": 3, "failed": 0, "done": 9, "names": [], "renamed": {}}\n'),
+    ("journal", b"\xff\n"),
+    ("state.json", b""),
+    ("state.json", b"[]"),
+    ("state.json", b"\0" * 300),
+    ("state.json", b"7"),
+    ("part-00000001.jsonl", b""),
+    ("part-00000000.jsonl", None),
+])  # fmt: skip
+def test_damaged_parts_are_one_sentence(halfway: Path, tmp_path: Path, place: str, content: bytes | None) -> None:
+    out, damaged = tmp_path / "out.jsonl", tmp_path / "out.jsonl.parts" / place
+    if content is None:
+        damaged.unlink()
+    else:
+        damaged.write_bytes(content)
+    with pytest.raises(SeqappError, match=rf"{place}(:1)?: damaged, .*; --restart begins anew$"):
+        run(halfway, out)
+    assert run(halfway, out, restart=True).rows == 10
+    assert [row["text"] for row in read(out)] == [f"row {place}" for place in range(10)]
+
+
+def test_what_is_put_in_place_is_on_the_disk_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "in.csv", [{"text": "x"}])
+    on_disk: set[int] = set()
+    placed: dict[str, bool] = {}
+    sync, replace = os.fsync, os.replace
+
+    def synced(number: int) -> None:
+        on_disk.add(os.fstat(number).st_ino)
+        sync(number)
+
+    def replaced(old: Path, new: Path) -> None:
+        placed[new.name] = old.stat().st_ino in on_disk
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    run(file, tmp_path / "out.csv")
+    assert placed == {"state.json": True, "whole": True, "out.csv": True}
 
 
 def test_two_at_once_are_refused(halfway: Path, tmp_path: Path) -> None:
@@ -475,6 +522,14 @@ def test_another_column_is_the_text(tmp_path: Path) -> None:
     (row,) = csv.DictReader((tmp_path / "out.csv").read_text().splitlines())
     assert (list(row)[:3], row["label"], row["id"]) == (["body", "id", "label"], "yes", "7")
     assert written.renamed == {}
+
+
+def test_what_failed_before_the_first_answer_stands_in_no_way(tmp_path: Path) -> None:
+    file = tmp_path / "in.csv"
+    file.write_text("Text\nfine\n")
+    with pytest.raises(DataError, match=r"no column 'text'; did you mean 'Text'\?"):
+        run(file, tmp_path / "out.csv")
+    assert run(file, tmp_path / "out.csv", text="Text").rows == 1
 
 
 def test_answers_can_stand_alone(tmp_path: Path) -> None:
@@ -711,15 +766,14 @@ def test_standard_input_cannot_be_gone_on_with(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray warns of itself
 def test_a_cluster_writes_the_same_file(tiny: Bundle, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray")
     from pipelines import predict_ray
 
     rows = [{"id": place, "text": text if place % 50 else " "} for place, (text, _) in enumerate(texts(300, seed=4))]
     half = write(tmp_path / "half.jsonl", rows)
     with pytest.raises(SeqappError, match="stopped after 6 rows"):
         stopped(half, tmp_path / "half.parquet", KeyboardInterrupt(), loaded=tiny)
-    ray.init(address="local", log_to_driver=False, include_dashboard=False, num_cpus=2)
-    try:
+    with ray_here(2, "torch", "ray.data"):
         for file in (half, write(tmp_path / "new.parquet", rows)):
             source, out = Source(str(file), tiny, rows=40), tmp_path / f"{file.stem}.out.parquet"
             if file == half:
@@ -735,8 +789,6 @@ def test_a_cluster_writes_the_same_file(tiny: Bundle, tmp_path: Path) -> None:
             assert found.drop(["score", "scores"]).equals(wanted.drop(["score", "scores"]))
             scores = [[score or 0 for score in table["score"].to_pylist()] for table in (found, wanted)]
             assert scores[0] == pytest.approx(scores[1], abs=1e-5)
-    finally:
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -70,15 +70,45 @@ def test_new_versions_find_their_place(
     assert aliases(done) == wanted
 
 
-def test_on_other_data_a_version_waits_only_where_nobody_waits(done: Done, enter: Enter) -> None:
+def test_on_other_data_a_version_waits_only_where_none_that_compares_waits(done: Done, enter: Enter) -> None:
     enter(0.5)
-    enter(0.9, digest="other")
-    assert aliases(done) == {CHAMPION: "1", CHALLENGER: "2"}
-    enter(0.4)
-    enter(0.8, digest="other")
-    assert aliases(done) == {CHAMPION: "1", CHALLENGER: "2"}
-    enter(0.95, digest="other")
+    for value, challenger in ((0.9, "2"), (0.8, "2"), (0.95, "4")):
+        enter(value, digest="other")
+        assert aliases(done) == {CHAMPION: "1", CHALLENGER: challenger}
+    enter(0.4)  # compares with the champion
     assert aliases(done) == {CHAMPION: "1", CHALLENGER: "5"}
+    enter(0.99, digest="other")
+    assert aliases(done) == {CHAMPION: "1", CHALLENGER: "5"}
+
+
+def test_after_a_change_of_data_the_old_champion_does_not_stay_challenger(done: Done, enter: Enter) -> None:
+    enter(0.9, digest="old")
+    enter(0.5, digest="new")
+    promote("m/2", force=True)
+    assert aliases(done) == {CHAMPION: "2", CHALLENGER: "1"}
+    for value, challenger in ((0.3, "3"), (0.4, "4"), (0.35, "4")):
+        enter(value, digest="new")
+        assert aliases(done) == {CHAMPION: "2", CHALLENGER: challenger}
+
+
+def test_a_version_sent_again_says_why_it_is_champion(
+    done: Done, enter: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    plain = register
+
+    def listening(*arguments: Any, **options: Any) -> Any:
+        said.append((found := plain(*arguments, **options)).reason)
+        return found
+
+    monkeypatch.setattr("tests.pipelines.test_promotion.register", listening)
+    for value in (0.5, 0.5, 0.6, 0.6):
+        enter(value)
+    better = "validation accuracy 0.6000 beats 0.5000 of version 1"
+    assert said == ["the first version", "the first version", better, better]
+    done.client.delete_model_version_tag("m", "2", "became_champion")
+    enter(0.6)
+    assert said[-1] == "it is the champion already"
 
 
 def test_scores_compare_only_by_one_definition() -> None:
@@ -273,6 +303,36 @@ def test_rollback_twice_goes_two_back_and_then_says_so(done: Done, enter: Enter,
     assert promote("m").version == "2"  # a rollback is undone by promoting the challenger
 
 
+def test_a_rollback_that_is_cut_off_never_leads_forward(
+    done: Done, enter: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cut(Exception):
+        pass
+
+    class Client:
+        """MLflow's, until so many entries are made."""
+
+        def __init__(self, entries: int) -> None:
+            self.left = entries
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith(("set_", "delete_")):
+                self.left -= 1
+                if self.left < 0:
+                    raise Cut
+            return getattr(done.client, name)
+
+    for entries in range(4):
+        for value in (0.5, 0.6, 0.7):
+            enter(value, name=f"m{entries}")
+        with monkeypatch.context() as patch:
+            patch.setattr(promotion, "connect", lambda create=True, entries=entries: Client(entries))
+            with pytest.raises(Cut):
+                rollback(f"m{entries}")
+        present = aliases(done, f"m{entries}")[CHAMPION]
+        assert rollback(f"m{entries}").version == {"3": "2", "2": "1"}[present]
+
+
 def test_rollback_passes_over_versions_that_are_gone(done: Done, enter: Enter) -> None:
     for value in (0.5, 0.6, 0.7):
         enter(value)
@@ -308,6 +368,21 @@ def test_the_history_is_bounded(done: Done, enter: Enter, monkeypatch: pytest.Mo
 # The listing
 
 
+@pytest.mark.parametrize("columns", ["60", "80"])
+def test_names_of_models_are_never_cut(
+    done: Done, enter: Enter, seqapp: Seqapp, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    name = "sentiment-bundled-bidirectional-gru"
+    enter(0.5, name=name)
+    monkeypatch.setenv("COLUMNS", columns)
+    for arguments in (("models",), ("models", name)):
+        said = seqapp(*arguments)
+        assert said.status == 0, said.err
+        assert "…" not in said.out
+        assert max(map(len, said.out.splitlines())) <= int(columns)
+    assert name in seqapp("models").out
+
+
 def test_models_lists_champions_and_versions(done: Done, enter: Enter, seqapp: Seqapp) -> None:
     enter(0.5)
     enter(0.4)
@@ -320,6 +395,18 @@ def test_models_lists_champions_and_versions(done: Done, enter: Enter, seqapp: S
     assert "challenger" in one
     assert done.trained.run_id[:8] in one
     assert "no such model" in seqapp("models", "nobody").err
+
+
+def test_names_in_brackets_are_shown_as_they_are(done: Done, enter: Enter, seqapp: Seqapp, tmp_path: Path) -> None:
+    enter(0.5, name="[b]m")
+    enter(0.4, name="[b]m")
+    assert " [b]m " in seqapp("models").out
+    assert seqapp("promote", "[b]m", "--force").out.startswith("[b]m: version 2 ")
+    assert seqapp("rollback", "[b]m").out.startswith("[b]m: version 1 ")
+    done.client.set_model_version_tag("[b]m", "2", "became_champion", "today by [/i]: why not")
+    assert "today by [/i]" in seqapp("models", "[b]m").out
+    said = seqapp("export", done.trained.bundle, tmp_path / "[b]:smile:")
+    assert said.out.replace("\n", "").startswith(f"{tmp_path}/[b]:smile:: README.md")
 
 
 def test_an_empty_registry_says_so(world: World) -> None:

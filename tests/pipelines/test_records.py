@@ -9,7 +9,8 @@ import mlflow
 import pytest
 
 from pipelines import tracking
-from pipelines.folder import write_state
+from pipelines.folder import STATE, last_unfinished, write_state
+from seqapp.errors import SeqappError
 from seqapp.references import masked
 from tests.pipelines.worlds import Said, World
 
@@ -52,7 +53,43 @@ def test_a_damaged_state_is_passed_over_and_told(
     assert "runs/sentiment-tiny-00000000/state.json: damaged" in caplog.text
 
 
+@pytest.mark.parametrize("foreign", ["[]", "{}", '"x"', "null", '{"name": "tiny", "finished": false}', "\0", None])
+def test_a_state_of_another_program_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, foreign: str | None
+) -> None:
+    mine, other = tmp_path / "toy-tiny-12345678", tmp_path / "another"
+    for folder in (mine, other):
+        folder.mkdir()
+    if foreign is None:
+        (other / STATE).mkdir()
+    else:
+        (other / STATE).write_text(foreign)
+    with pytest.raises(SeqappError, match="tiny: no unfinished run in"):
+        last_unfinished(tmp_path, "tiny", {"a": 1})
+    write_state(mine, "r", {"a": 1}, {}, finished=False)
+    assert last_unfinished(tmp_path, "tiny", {"a": 1}) == mine
+    assert "another/state.json: damaged or not made by seqapp, so nothing in that folder can be resumed" in caplog.text
+
+
 # Params and metrics
+
+
+def test_a_figure_that_the_run_has_is_not_logged_again(world: World) -> None:
+    run_id = tracking.create_run("sentiment", "again", {})
+    tracking.log_metrics(run_id, {"latency_ms": 3.0, "test/nll": float("nan")})
+    tracking.log_metrics(run_id, {"latency_ms": 4.0, "test/nll": float("nan"), "parameters": 7.0})  # after a kill
+    assert {name: len(points) for name, points in world.history(run_id).items()} == {
+        "latency_ms": 1, "test/nll": 1, "parameters": 1,
+    }  # fmt: skip
+    assert world.history(run_id)["latency_ms"] == [(0, 3.0)]
+
+
+def test_a_run_that_is_gone_does_not_hide_what_has_happened(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    run_id = tracking.create_run("sentiment", "gone", {})
+    world.client.delete_run(run_id)
+    with pytest.raises(ZeroDivisionError), tracking.failing(run_id):
+        raise ZeroDivisionError
+    assert f"run {run_id} is not closed as FAILED: " in caplog.text
 
 
 def test_params_are_logged_a_hundred_in_one_call(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,22 @@ def test_a_difference_is_found_and_fails(world: World, seqapp: Seqapp) -> None:
     assert (again.status, "not reproduced: 1 of " in again.out) == (1, True)
 
 
+def test_processes_and_a_name_in_brackets_do_not_stand_in_the_way(world: World, seqapp: Seqapp) -> None:
+    trained = world.train("train.epochs=1", register=False)
+    world.client.update_run(trained.run_id, name="[/red] :smile:")
+    text = run.Path(world.client.download_artifacts(trained.run_id, "config.yaml")).read_text()
+    world.client.log_text(trained.run_id, text.replace("nodes: 1", "nodes: 3"), "config.yaml")
+    said = seqapp("reproduce", trained.run_id, "--quiet")
+    assert (said.status, said.err) == (0, "")
+    assert f"repeating run {trained.run_id} ([/red] :smile:)" in said.out
+    told = "processes: 3 then, 1 here, which moves figures by rounding"
+    assert told in said.out
+    (child,) = [one for one in _runs(world) if "reproduces" in one.data.tags]
+    assert (child.data.params["train.devices"], child.data.params["train.nodes"]) == ("1", "1")
+    report = run.Path(world.client.download_artifacts(child.info.run_id, reproduction.REPORT)).read_text()
+    assert f"- {told}" in report
+
+
 def test_other_data_is_refused_before_a_run_is_begun(world: World) -> None:
     write_csv(world.path / "mine.csv", texts(40, seed=5))
     trained = world.train(
@@ -202,6 +218,14 @@ def test_a_run_without_figures_is_refused(lonely: World, status: str, said: str)
     run_id = tracking.create_run("sentiment", "bare", {})
     lonely.client.set_terminated(run_id, status)
     with pytest.raises(SeqappError, match=rf"run {run_id} \(bare\) {said}"):
+        read(run_id)
+
+
+def test_a_run_whose_artifacts_are_gone_is_told_so(lonely: World) -> None:
+    run_id = tracking.create_run("sentiment", "bare", {"network": "lstm", "metric": "accuracy"})
+    tracking.log_metrics(run_id, {"best_validation/accuracy": 0.5})
+    tracking.finish(run_id)
+    with pytest.raises(SeqappError, match=rf"run {run_id} \(bare\): its artifacts cannot be read"):
         read(run_id)
 
 

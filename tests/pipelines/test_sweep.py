@@ -8,7 +8,9 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from concurrent.futures import Executor, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import search
+from pipelines import sweep as sweeping
 from pipelines.options import SECTIONS
 from pipelines.search import Choices, Range
 from pipelines.sweep import Swept, plan_of, sweep
-from pipelines.tracking import Stopped
-from pipelines.trials import Trial
+from pipelines.trials import Outcome, Trial, markdown
 from seqapp import config
-from seqapp.errors import ConfigError, SeqappError
+from seqapp.errors import ConfigError, SeqappError, Stopped
 from seqapp.metrics import Ratio
 from tests.pipelines.toys import Toy
 from tests.pipelines.worlds import Said, World
@@ -105,6 +107,24 @@ def test_the_parent_tells_it_all(toy: World) -> None:
         assert {"task", "network", "metric", "direction", "validation_digest"} <= run_of(
             toy, trial.run_id
         ).data.tags.keys()
+
+
+def test_a_page_that_is_too_long_for_mlflow_ends_after_a_whole_trial(
+    toy: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = plan_of("toy.yaml", (), [RATES])
+    parent = toy.client.create_run(toy.client.create_experiment("toy")).info.run_id
+    trials = [Trial(number, f"{number}", "complete", {"train.learning_rate": 0.01}, 1 + number, 2, 1.0, 41, "", "", "")
+              for number in range(400)]  # fmt: skip
+    sweeping._describe(plan, parent, trials)
+    note = run_of(toy, parent).data.tags["mlflow.note.content"]
+    shown, pointer = note.rsplit("\n\n", 1)
+    whole = markdown(plan, trials)
+    assert pointer == "The rest stands in the artifact `trials.md`.\n"
+    assert shown.startswith("Best: trial 0, validation mse 1.0000\n\n    seqapp train toy.yaml")
+    assert whole.startswith(shown[shown.index("| trial") :] + "\n")
+    assert 7_900 < len(note) <= 8_000
+    assert not caplog.records
 
 
 def test_equal_seeds_try_the_same_and_others_do_not(toy: World) -> None:
@@ -312,6 +332,54 @@ def test_two_at_once_survive_a_death_stop_at_ctrl_c_and_go_on(world: World) -> N
     check_whole(world, sweep("tiny.yaml", CHOICES, over=[RATES], resume=True))
 
 
+class Mortal(Executor):
+    """Processes that end together where one of ``deadly`` numbers is among their trials."""
+
+    deadly: frozenset[int]
+
+    def __init__(self) -> None:
+        self.held: dict[Future[Any], int] = {}
+
+    def submit(self, function: Any, /, plan: Any, parent: Any, folder: Any, number: Any, *_: Any) -> Future[Any]:  # type: ignore[override]
+        future: Future[Any] = Future()
+        self.held[future] = number
+        return future
+
+    def proceed(self) -> None:
+        if self.deadly.intersection(self.held.values()):
+            for future in self.held:
+                future.set_exception(BrokenProcessPool())
+        else:
+            next(iter(self.held)).set_result(Outcome("complete", 1.0))
+        self.held = {future: number for future, number in self.held.items() if not future.done()}
+
+
+@pytest.mark.parametrize(("jobs", "deadly"), [(2, {1}), (2, {0, 3}), (3, {2, 3}), (4, {1, 2, 5}), (2, set(range(6)))])
+def test_only_a_trial_whose_process_dies_while_no_other_runs_has_failed(
+    toy: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, deadly: set[int]
+) -> None:
+    pools: list[Mortal] = []
+
+    def pool(_: Any) -> Mortal:
+        pools.append(Mortal())
+        return pools[-1]
+
+    def proceed(running: Collection[Future[Any]], **_: Any) -> Any:
+        pools[-1].proceed()
+        return wait(running, timeout=0)
+
+    monkeypatch.setattr(Mortal, "deadly", frozenset(deadly), raising=False)
+    monkeypatch.setattr(sweeping._Workers, "_pool", pool)
+    monkeypatch.setattr(sweeping, "wait", proceed)
+    failed: list[int] = []
+    monkeypatch.setattr(sweeping, "close_trial", lambda plan, parent, number, *_: failed.append(number))
+    told: list[int] = []
+    plan = plan_of("toy.yaml", ["sweep.trials=6", "sweep.sampler=random"], [RATES])
+    sweeping._search(plan, "", tmp_path, jobs, told.append)
+    assert sorted(told) == list(range(6))
+    assert sorted(failed) == sorted(deadly)
+
+
 def drawn(choices: list[str], over: list[str], path: str = "tiny.yaml") -> list[float]:
     """What a random sampler draws for the only key."""
     plan = plan_of(path, choices, over)
@@ -339,10 +407,12 @@ def test_final_trains_the_best_with_the_test_split_and_registers_it(toy: World, 
 
 
 def test_without_final_the_command_says_what_to_do(toy: World, seqapp: Callable[..., Said]) -> None:
-    said = seqapp("sweep", "toy.yaml", ONE, "sweep.sampler=grid", "--over", "model.layer.hidden_size=[2, 6]")
+    (toy.path / "toy.yaml").rename(toy.path / "[b]toy.yaml")
+    said = seqapp("sweep", "[b]toy.yaml", ONE, "sweep.sampler=grid", "--over", "model.layer.hidden_size=[2, 6]")
     assert said.status == 0, said.err
+    assert "sweep of [b]toy: " in said.out
     assert re.search(r"^0: hidden_size \d: complete \d\.\d{4}$", said.out, re.MULTILINE)
-    assert re.search(r"register it: seqapp train toy.yaml train.epochs=1 model.layer.hidden_size=\d$", said.out, re.M)
+    assert re.search(r"seqapp train '\[b\]toy.yaml' train.epochs=1 model.layer.hidden_size=\d$", said.out, re.M)
 
 
 # What is refused before anything is trained

@@ -15,12 +15,14 @@ import pytest
 pytest.importorskip("ray")
 
 from pipelines.sweep import sweep
-from pipelines.tracking import Stopped
 from pipelines.trials import Trial
+from seqapp.errors import Stopped
+from tests.pipelines.clusters import ray_here
 from tests.pipelines.worlds import Said, World
 
 RATES = "train.learning_rate=1e-3..1e-1 log"
-CHOICES = ["sweep.trials=3", "sweep.sampler=random", "sweep.pruner=none", "train.epochs=2"]
+CHOICES = ["sweep.trials=3", "sweep.sampler=random", "sweep.pruner=none", "train.epochs=3"]
+CHECKPOINTS = "runs/*/trials/*/checkpoints/last.ckpt"
 
 # Of Ray about itself.
 pytestmark = [
@@ -35,13 +37,10 @@ pytestmark = [
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
     """One Ray for all tests, as a program that has started it."""
-    import ray
-
     import pipelines.sweep_ray  # noqa: F401  (which sets Ray's environment)
 
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+    with ray_here(2, "ray.tune", "pytorch_lightning", "mlflow"):
+        yield
 
 
 def training() -> list[psutil.Process]:
@@ -55,47 +54,41 @@ def training() -> list[psutil.Process]:
     return found
 
 
-def test_it_is_the_sweep_of_one_machine_even_after_a_stop(world: World) -> None:
+def test_it_is_the_sweep_of_one_machine_even_after_a_death_and_a_stop(world: World) -> None:
+    whole = sweep("tiny.yaml", CHOICES, over=[RATES])
+    killed: list[int] = []
+    already = set(world.path.glob(CHECKPOINTS))
+
+    def kill() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not killed:
+            if set(world.path.glob(CHECKPOINTS)) - already:
+                for process in training():
+                    process.kill()
+                    killed.append(process.pid)
+            time.sleep(0.01)
+
     def stop(trial: Trial, *_: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    whole = sweep("tiny.yaml", CHOICES, over=[RATES])
+    killer = threading.Thread(target=kill)
+    killer.start()
     with pytest.raises(Stopped, match=r"stopped after [12] of 3 trials; the same command with --resume goes on"):
         sweep("tiny.yaml", CHOICES, over=[RATES], backend="ray", tell=stop)
+    killer.join()
+    assert killed
     swept = sweep("tiny.yaml", CHOICES, over=[RATES], backend="ray", resume=True)
     assert [(trial.number, trial.name, trial.values, trial.score, trial.state) for trial in swept.trials] == [
         (trial.number, trial.name, trial.values, trial.score, trial.state) for trial in whole.trials
     ]
-    for trials in (whole.trials, swept.trials):
-        assert all(world.client.get_run(trial.run_id).info.status == "FINISHED" for trial in trials)
+    for trial in (*whole.trials, *swept.trials):
+        assert world.client.get_run(trial.run_id).info.status == "FINISHED"
+        assert [step for step, _ in world.history(trial.run_id)["train/nll"]] == [0, 1, 2]
     mine, ray = (world.client.get_run(found.run_id) for found in (whole, swept))
     assert {**ray.data.params, "backend": "optuna"} == mine.data.params
     assert ray.data.tags.keys() == mine.data.tags.keys()
     files = [{file.path for file in world.client.list_artifacts(found.run_id)} for found in (whole, swept)]
     assert files[0] == files[1]
-
-
-def test_a_trial_whose_worker_dies_begins_again(world: World) -> None:
-    killed: list[int] = []
-
-    def kill() -> None:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not killed:
-            if list(world.path.glob("runs/*/trials/*/checkpoints/last.ckpt")):
-                for process in training():
-                    process.kill()
-                    killed.append(process.pid)
-            time.sleep(0.02)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    swept = sweep("tiny.yaml", ["sweep.trials=1", "train.epochs=40", "sweep.pruner=none"], over=[RATES], backend="ray")
-    killer.join()
-    assert killed
-    (trial,) = swept.trials
-    assert trial.state == "complete"
-    history = world.history(trial.run_id)["train/nll"]
-    assert sorted({step for step, _ in history}) == list(range(40))
 
 
 @pytest.mark.parametrize(("address", "sentence"), [
