@@ -297,25 +297,27 @@ def _decode(record: dict[str, Any]) -> str:
 
 _DISTRIBUTED = (
     "The same config and seed trained by one process and by several on one host, in alternating turns. Without dropout "
-    "the figures are those of one process to rounding; the last column is how far they are apart at most, over the "
-    "seeds. Tokens per second: median of the epochs after the first, of all processes together."
+    "they differ in rounding alone, which grows over hundreds of steps: the last column is one process with one thread "
+    "beside one process with all threads, which differ in rounding alone as well. `apart` is the largest difference "
+    "over the seeds. Tokens per second: median of the epochs after the first, of all processes together."
 )
 
 
 def _distributed(record: dict[str, Any]) -> str:
     count = record["devices"]
-    parts = [[run for run in record["runs"] if run["devices"] == devices] for devices in (1, count)]
-    seeds = len({run["seed"] for run in record["runs"]})
+    parts = [[run for run in record["runs"] if run["way"] == way] for way in ("one", "several")]
     named = " ".join([record["config"], *record["choices"]])
     lines = [
-        f"| `{named}`, mean of {seeds} seed(s) | 1 process | {count} processes | apart |",
-        "|---|---|---|---|",
+        f"| `{named}`, mean of {len(parts[0])} seed(s) | 1 process | {count} processes | apart | apart, 1 thread |",
+        "|---|---|---|---|---|",
     ]
-    for name, apart in record["largest_differences"].items():
+    for name, apart in record["apart"]["several"].items():
         one, several = (statistics.mean(run["scores"][name] for run in part) for part in parts)
-        lines.append(f"| {name} | {one:.6g} | {several:.6g} | {apart:.1e} |")
+        lines.append(
+            f"| {name} | {one:.4f} | {several:.4f} | {apart:.4f} | {record['apart']['one_thread'][name]:.4f} |"
+        )
     one, several = (statistics.median(run["tokens_per_second"] for run in part) for part in parts)
-    lines.append(f"| tokens/s | {one:,.0f} | {several:,.0f} | x {record['ratio']:.2f} |")
+    lines.append(f"| tokens/s | {one:,.0f} | {several:,.0f} | x {record['ratio']:.2f} | |")
     return "\n".join(lines)
 
 
