@@ -26,7 +26,7 @@ from pipelines.tracking import flatten
 from seqapp import config
 from seqapp.errors import SeqappError
 from seqapp.metrics import wilson_interval
-from seqapp.outcomes import Difference, Outcomes, difference, holm, intervals, mean
+from seqapp.outcomes import SIGNIFICANT, Difference, Outcomes, difference, holm, intervals, mean
 from seqapp.references import connect, masked, reason, tracking_uri
 from seqapp.tasks import TASKS
 
@@ -40,7 +40,6 @@ FETCHERS = 4
 """Runs whose outcomes are fetched at a time."""
 LISTED = 3
 """Most rows that a sentence names."""
-SIGNIFICANT = 0.05
 KIND, COMPARISON = "kind", "comparison"
 """The tag of the run that holds the comparison itself."""
 PARENT, REPRODUCES = "mlflow.parentRunId", "reproduces"

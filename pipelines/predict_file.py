@@ -23,6 +23,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Any, cast
@@ -463,7 +464,7 @@ def _begin(path: str, threads: int, text: str | None, only_text: bool, cells: bo
     torch.set_num_threads(threads)
     loaded = bundle.load(path)
     inputs = Inputs(loaded, text=text, only_text=only_text)
-    _ANSWER = lambda rows: answer(loaded, inputs, rows, cells=cells)  # noqa: E731
+    _ANSWER = partial(answer, loaded, inputs, cells=cells)
 
 
 def _work(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -20,8 +20,10 @@ from rich.table import Table
 
 from pipelines import patience, tracking
 from pipelines.figures import figure
+from pipelines.outcomes import fetch_outcomes
 from seqapp import bundle
 from seqapp.errors import BundleError, SeqappError
+from seqapp.outcomes import SIGNIFICANT, difference
 from seqapp.references import connect, masked, resolve, tracking_uri
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -181,10 +183,13 @@ def _displaces(mine: Score, challenger: Score, champion: Score) -> bool:
 def promote(reference: str, *, force: bool = False, name: str | None = None) -> Crowned:
     """Make a version champion and the one before challenger, after checking that its bundle answers as it did.
 
+    One with a lower score may replace the champion if it is not significantly worse on the same validation items, as
+    the cheaper network that :mod:`pipelines.compare` advises to keep.
+
     Args:
         reference: ``NAME`` for its challenger, ``NAME/VERSION``, ``NAME@ALIAS`` or a run id, which is registered first
             if it is not yet; the first eight characters of a run id or more do as well.
-        force: also a version that is worse, or was measured on other validation data.
+        force: also a version that is significantly worse, cannot be tested, or was measured on other validation data.
         name: of the registered model for a run that is not registered; without it, the one that training would take.
 
     Raises:
@@ -203,12 +208,31 @@ def promote(reference: str, *, force: bool = False, name: str | None = None) -> 
         old = _score(client, name, champion)
         better, why = mine.against(old, champion)
         equal = better is False and mine.value == old.value
+        if better is False and not equal and (level := _level(client, name, version, champion)):
+            equal, why = True, level
         if not (better or equal or force):
             raise SeqappError(f"{name} version {version} stays what it is: {why}; --force makes it champion "
                               "all the same")  # fmt: skip
     _check(name, version)
     _crown(client, model, version, why=f"promoted{' by force' if force else ''}: {why}")
     return Crowned(name, version, str(mine), champion or "", str(old) if old else "")
+
+
+def _level(client: Any, name: str, version: str, champion: str) -> str:
+    """That a version does not differ significantly from the champion on the items of validation; empty if it does.
+
+    Empty, too, where their runs logged no outcomes of the same items, or too few items differ to tell.
+    """
+    runs = [client.get_model_version(name, each).run_id for each in (version, champion)]
+    try:
+        mine, its = (fetch_outcomes(run_id)["validation"] for run_id in runs)
+        apart = difference(mine, its)
+    except (KeyError, ValueError, OSError, SeqappError, MlflowException):
+        return ""
+    if not math.isfinite(apart.value) or apart.least > SIGNIFICANT or apart.p <= SIGNIFICANT:
+        return ""
+    return (f"on validation it does not differ significantly from version {champion} (p = {apart.p:.2g}, paired test "
+            f"over {len(mine):,} items)")  # fmt: skip
 
 
 def rollback(name: str) -> Crowned:

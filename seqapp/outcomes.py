@@ -25,6 +25,8 @@ SHUFFLES = 9_999
 """Of a test, so that its p-value is a multiple of 1/10,000; where there are fewer ways to shuffle, each is tried."""
 LEVEL = 0.95
 """Of an interval."""
+SIGNIFICANT = 0.05
+"""The largest p-value at which two models are said to differ."""
 _CELLS = 2**21
 """Weights that are held at a time."""
 _QUIET = numpy.errstate(over="ignore", invalid="ignore")

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from pipelines import promotion
 from pipelines.promotion import CHALLENGER, CHAMPION, HISTORY, KEPT, Score, promote, register, rollback
 from seqapp.errors import SeqappError
+from seqapp.outcomes import Outcomes
 from seqapp.references import resolve
 from tests.pipelines.worlds import Done, Said, World
 
@@ -192,6 +194,30 @@ def test_equal_is_not_worse(done: Done, enter: Enter) -> None:
     enter(0.4)
     done.client.set_model_version_tag("m", "2", "score", "0.5")
     assert str(promote("m/2")).startswith("m: version 2 ")
+
+
+@pytest.mark.parametrize(("right", "level"), [(60, True), (40, False)])
+def test_a_lower_score_may_be_promoted_if_the_items_do_not_tell_it_apart(
+    done: Done, enter: Enter, monkeypatch: pytest.MonkeyPatch, right: int, level: bool
+) -> None:
+    enter(0.62)
+    enter(right / 100)
+    places = numpy.random.default_rng(1).permutation(100)
+    answers = iter([places < right, numpy.arange(100) < 62])  # of the version, then of the champion
+
+    def fetch(run_id: str) -> dict[str, Outcomes]:
+        scores = {"accuracy": ("ratio", "right", "texts")}
+        return {"validation": Outcomes.of(scores, right=next(answers), texts=numpy.ones(100))}
+
+    monkeypatch.setattr(promotion, "fetch_outcomes", fetch)
+    if level:
+        assert promote("m/2").version == "2"
+        assert (
+            "does not differ significantly from version 1 (p = " in done.client.get_registered_model("m").tags[HISTORY]
+        )
+    else:
+        with pytest.raises(SeqappError, match=r"0\.4000 is not better than 0\.6200.*--force"):
+            promote("m/2")
 
 
 def test_other_data_or_another_score_need_force(done: Done, enter: Enter) -> None:
