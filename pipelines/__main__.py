@@ -456,8 +456,8 @@ def promote(
 ) -> None:
     """Make MODEL the champion, which is what `seqapp serve NAME` answers with, and the one before the challenger.
 
-    Refused if its bundle answers otherwise than when it was made, if it is significantly worse on the same items, or was
-    measured on other data.
+    Refused if its bundle answers otherwise than when it was made, if it is significantly worse on the same items, or
+    was measured on other data.
     """
     from pipelines import promotion
 
