@@ -42,6 +42,7 @@ from pipelines.trials import (
     as_csv,
     as_json,
     best_of,
+    close_cut,
     close_trial,
     markdown,
     pictures,
@@ -147,6 +148,7 @@ def sweep(
             except (ReferenceNotFound, patience.Unreachable):
                 raise
             except BaseException:
+                close_cut(plan, parent)
                 _publish(plan, parent)
                 raise
             trials = _publish(plan, parent)

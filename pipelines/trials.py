@@ -228,6 +228,13 @@ def close_trial(
     end_trial(run_id, outcome, epochs)
 
 
+def close_cut(plan: Plan, parent: str) -> None:
+    """Close the runs that a process left open when it was killed, once nothing trains any more; they can go on."""
+    for child in _children(plan, parent):
+        if child.info.status == "RUNNING":
+            tracking.finish(child.info.run_id, "KILLED")
+
+
 def end_trial(run_id: str, outcome: Outcome, epochs: int) -> None:
     """Write on the run of a trial how it ended."""
     client = patience.client()

@@ -21,12 +21,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import search
+from pipelines import search, tracking
 from pipelines import sweep as sweeping
 from pipelines.options import SECTIONS
 from pipelines.search import Choices, Range
 from pipelines.sweep import Swept, plan_of, sweep
-from pipelines.trials import Outcome, Trial, markdown
+from pipelines.trials import PARENT, Outcome, Trial, markdown
 from seqapp import config
 from seqapp.errors import ConfigError, SeqappError, Stopped
 from seqapp.metrics import Ratio
@@ -378,6 +378,17 @@ def test_only_a_trial_whose_process_dies_while_no_other_runs_has_failed(
     sweeping._search(plan, "", tmp_path, jobs, told.append)
     assert sorted(told) == list(range(6))
     assert sorted(failed) == sorted(deadly)
+
+
+def test_the_run_of_a_killed_process_does_not_stay_open(toy: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(plan: Any, parent: str, *_: Any) -> None:
+        tracking.create_run(plan.experiment, "0", {PARENT: parent, "trial": "0"})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeping, "_search", interrupted)
+    with pytest.raises(Stopped, match="stopped after 0 of"):
+        sweep("toy.yaml", ["sweep.trials=4"], over=[RATES])
+    assert {run.info.status for run in toy.client.search_runs(["1"])} == {"KILLED"}
 
 
 def drawn(choices: list[str], over: list[str], path: str = "tiny.yaml") -> list[float]:
