@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from seqapp.beam_search import beam_search
 from seqapp.data.tokenizers import EOS
-from seqapp.decoding import Sample, beam_search, generate
+from seqapp.decoding import Sample, generate
 from seqapp.models.language_model import LanguageModel, build_language_model
 
 HIDDEN, LAYERS, BEAMS, TEMPERATURE, TOP_K = 512, 2, 5, 0.8, 50

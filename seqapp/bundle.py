@@ -76,18 +76,28 @@ class Bundle:
         """Answer ``inputs``, each a ``task.Input``."""
         return self.task.predict(self.model, inputs)
 
+    def golden(self) -> tuple[list[Any], list[Any]]:
+        """The golden questions, each a ``task.Input``, and the answers they had, as plain values.
+
+        Raises:
+            BundleError: if the file does not hold such.
+        """
+        golden = _read_json(self.path / "golden.json")
+        try:
+            return (
+                [self.task.Input.model_validate(entry["input"]) for entry in golden],
+                [entry["output"] for entry in golden],
+            )
+        except (KeyError, TypeError, ValidationError) as error:
+            raise BundleError(f"{self.path / 'golden.json'}: not a list of inputs and outputs: {error}") from None
+
     def check_golden(self) -> None:
         """Ask the golden questions again.
 
         Raises:
             BundleError: if an answer differs from the one the bundle was written with.
         """
-        golden = _read_json(self.path / "golden.json")
-        try:
-            inputs = [self.task.Input.model_validate(entry["input"]) for entry in golden]
-            outputs = [entry["output"] for entry in golden]
-        except (KeyError, TypeError, ValidationError) as error:
-            raise BundleError(f"{self.path / 'golden.json'}: not a list of inputs and outputs: {error}") from None
+        inputs, outputs = self.golden()
         for given, expected, answer in zip(inputs, outputs, self.predict(inputs), strict=True):
             got = answer.model_dump(mode="json")
             if not _alike(got, expected):
@@ -204,14 +214,7 @@ def load(path: str | Path) -> Bundle:
         BundleError: if it is damaged, truncated, foreign or of an unknown version, with the reason.
     """
     path = Path(path)
-    manifest = read_manifest(path)
-    for name, expected in manifest.files.items():
-        if Path(name).name != name or name in (".", ".."):
-            raise BundleError(f"{path / MANIFEST}: {name!r} is not a plain file name")
-        if not os.path.isfile(path / name):  # unlike Path.is_file, it takes a name that is too long for absent
-            raise BundleError(f"{path / name}: missing; {MANIFEST} lists it")
-        if _sha256(path / name) != expected:
-            raise BundleError(f"{path / name}: damaged: its SHA-256 is not the one in {MANIFEST}")
+    manifest = verify(path)
     for name in ("config.yaml", "weights.safetensors", "metrics.json", "golden.json"):
         if name not in manifest.files:
             raise BundleError(f"{path / MANIFEST}: does not list {name}")
@@ -237,6 +240,23 @@ def load(path: str | Path) -> Bundle:
     # Nothing trains it, so that what is computed of its weights may be kept.
     model.eval().requires_grad_(False)
     return Bundle(path, manifest, resolved, task, model, _read_json(path / "metrics.json"))
+
+
+def verify(path: Path) -> Manifest:
+    """``bundle.yaml`` of a directory that holds every file it lists, undamaged.
+
+    Raises:
+        BundleError: if one is missing or damaged, or the directory is no bundle this program knows.
+    """
+    manifest = read_manifest(path)
+    for name, expected in manifest.files.items():
+        if Path(name).name != name or name in (".", ".."):
+            raise BundleError(f"{path / MANIFEST}: {name!r} is not a plain file name")
+        if not os.path.isfile(path / name):  # unlike Path.is_file, it takes a name that is too long for absent
+            raise BundleError(f"{path / name}: missing; {MANIFEST} lists it")
+        if _sha256(path / name) != expected:
+            raise BundleError(f"{path / name}: damaged: its SHA-256 is not the one in {MANIFEST}")
+    return manifest
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -292,7 +312,9 @@ def _load_weights(model: nn.Module, file: Path) -> None:
                 shape = tuple(stored.get_slice(name).get_shape())
                 if shape != tuple(tensor.shape):
                     raise BundleError(f"{file}: {name} has shape {shape}; the config's model has {tuple(tensor.shape)}")
-            state = {name: stored.get_tensor(name) for name in names}
+            # A tensor of safetensors is a view of the mapped file: without a copy, who writes to the file in its place
+            # would change a model that is in use, and who cuts it short would end the process.
+            state = {name: stored.get_tensor(name).clone() for name in names}
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{file}: damaged: {error}") from None
     for name, tensor in state.items():

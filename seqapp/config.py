@@ -154,7 +154,7 @@ def check(
         checked = {name: _check_section(name, section, tree) for name, section in sections.items()}
         return {name: values for name, values in checked.items() if not getattr(sections[name], "aside", False)}
     except InvalidOption as error:
-        raise ConfigError(f"{_origin(error.where, origins or {}, source)}: {error}") from None
+        raise ConfigError(f"{origin(error.where, origins or {}, source)}: {error}") from None
 
 
 def check_aside(
@@ -168,7 +168,7 @@ def check_aside(
     try:
         return _check_section(name, section, tree)
     except InvalidOption as error:
-        raise ConfigError(f"{_origin(error.where, origins, source)}: {error}") from None
+        raise ConfigError(f"{origin(error.where, origins, source)}: {error}") from None
 
 
 def schema(sections: Mapping[str, Section]) -> dict[str, Any]:
@@ -225,7 +225,8 @@ def _check_section(name: str, section: Section, tree: Mapping[str, Any]) -> dict
     return check_options(options_of(section), {} if values is None else values, (name,), f"section {name!r}")
 
 
-def _origin(where: Where, origins: Mapping[Where, str], source: str) -> str:
+def origin(where: Where, origins: Mapping[Where, str], source: str) -> str:
+    """The file and line of the value at ``where``, as :func:`read` told them, or of the nearest one around it."""
     while where:
         if where in origins:
             return origins[where]

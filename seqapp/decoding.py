@@ -1,22 +1,21 @@
-"""Search over next tokens. It knows no model, only a step: tokens (N,), carry -> logits (N, V), carry.
+"""Choosing token after token. It knows no model, only a step: tokens (N,), carry -> logits (N, V), carry.
 
-N rows searched, V vocabulary, t tokens chosen so far, B source rows, K beams of a source row, G groups of beams,
-W = K / G beams of a group, U = B G groups searched. Rows of a beam search stand source row by source row, group by
-group: N = B K = U W. Log-probabilities are in nats. Parameters of rows are a number for all of them or a tensor (N,).
+N rows, V vocabulary, t tokens chosen so far. Log-probabilities are in nats. Parameters of rows are a number for all of
+them or a tensor (N,).
 """
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 Carry = Any
 """A tensor, or a tuple of carries; every leaf is ``(N, ...)``."""
@@ -41,6 +40,13 @@ def reorder(carry: Carry, rows: Tensor) -> Carry:
     if isinstance(carry, Tensor):
         return carry.index_select(0, rows)
     return tuple([reorder(leaf, rows) for leaf in carry])
+
+
+def join_carries(carries: Sequence[Carry]) -> Carry:
+    """The rows of all carries, one after the other."""
+    if isinstance(carries[0], Tensor):
+        return torch.cat(list(carries))
+    return tuple([join_carries(leaves) for leaves in zip(*carries, strict=True)])
 
 
 # Processors
@@ -76,10 +82,10 @@ class RepetitionPenalty:
     prompt: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _check("repetition_penalty", self.penalty, lambda value: value > 0, "a number above 0")
+        check("repetition_penalty", self.penalty, lambda value: value > 0, "a number above 0")
 
     def __call__(self, prefix: Tensor, logits: Tensor) -> Tensor:
-        penalty = _column(self.penalty)
+        penalty = _column(self.penalty, logits)
         bent = torch.where(logits > 0, logits / penalty, logits * penalty)
         # 0 times infinity: what is barred stays barred, whatever the penalty.
         return torch.where((_uses(_join(self.prompt, prefix), logits) > 0) & (logits > BARRED), bent, logits)
@@ -101,12 +107,12 @@ class UsePenalty:
     presence: Rows = 0.0
 
     def __post_init__(self) -> None:
-        _check("frequency_penalty", self.frequency, _is_finite, "a finite number")
-        _check("presence_penalty", self.presence, _is_finite, "a finite number")
+        check("frequency_penalty", self.frequency, _is_finite, "a finite number")
+        check("presence_penalty", self.presence, _is_finite, "a finite number")
 
     def __call__(self, prefix: Tensor, logits: Tensor) -> Tensor:
         uses = _uses(prefix, logits)
-        return logits - _column(self.frequency) * uses - _column(self.presence) * (uses > 0)
+        return logits - _column(self.frequency, logits) * uses - _column(self.presence, logits) * (uses > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,19 +132,24 @@ class NoRepeatNgram:
     prompt: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _check("no_repeat_ngram_size", self.size, lambda value: value >= 1, "1 or more")
+        check("no_repeat_ngram_size", self.size, lambda value: value >= 1, "1 or more")
 
     def __call__(self, prefix: Tensor, logits: Tensor) -> Tensor:
-        seen = _join(self.prompt, prefix)
-        if seen.shape[1] < self.size:
+        seen, n = _tight(self.prompt, prefix), self.size
+        if seen.shape[1] < n:
             return logits
-        last = seen[:, self.size - 1 :]
-        again = last >= 0
-        for back in range(1, self.size):
-            begun = seen[:, -back, None]
-            again &= (seen[:, self.size - 1 - back : seen.shape[1] - back] == begun) & (begun >= 0)
-        barred = torch.zeros_like(logits).scatter_add_(1, last.clamp(min=0), again.to(logits.dtype)) > 0
-        return logits.masked_fill(barred, BARRED)
+        if n == 1:
+            row, place = (seen >= 0).nonzero(as_tuple=True)
+        else:  # few places hold the last token, so that few are compared with those before it
+            last = seen[:, -1:]
+            row, place = ((seen[:, n - 2 : -1] == last) & (last >= 0)).nonzero(as_tuple=True)
+        for back in range(2, n):
+            begun = seen[row, -back]
+            again = (seen[row, place + (n - 1 - back)] == begun) & (begun >= 0)
+            row, place = row[again], place[again]
+        bent = logits.clone()
+        bent[row, seen[row, place + (n - 1)]] = BARRED
+        return bent
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +168,31 @@ class MinimumLength:
     tokens: int | Tensor
 
     def __post_init__(self) -> None:
-        _check("min_tokens", self.tokens, lambda value: value >= 0, "0 or more")
+        check("min_tokens", self.tokens, lambda value: value >= 0, "0 or more")
 
     def __call__(self, prefix: Tensor, logits: Tensor) -> Tensor:
         bent = logits.clone()
         bent[:, self.eos_id].masked_fill_((prefix >= 0).sum(1) < self.tokens, BARRED)
         return bent
+
+
+@dataclass(frozen=True, slots=True)
+class OnRows:
+    """Other processors for some of the rows alone.
+
+    Args:
+        rows: (M,) which, each once.
+        processors: what changes their logits, in this order; parameters of rows are those of the M.
+    """
+
+    rows: Tensor
+    processors: Sequence[Processor]
+
+    def __call__(self, prefix: Tensor, logits: Tensor) -> Tensor:
+        before, bent = prefix.index_select(0, self.rows), logits.index_select(0, self.rows)
+        for processor in self.processors:
+            bent = processor(before, bent)
+        return logits.index_copy(0, self.rows, bent)
 
 
 def forbid(ids: Sequence[int], size: int) -> Bias:
@@ -179,7 +209,7 @@ def forbid(ids: Sequence[int], size: int) -> Bias:
     return Bias(bias)
 
 
-def _bend(processors: Sequence[Processor], prefix: Tensor, logits: Tensor, eos_id: int) -> Tensor:
+def bend(processors: Sequence[Processor], prefix: Tensor, logits: Tensor, eos_id: int) -> Tensor:
     """Logits (N, V) after every processor; a row with nothing left may end."""
     bent = logits
     for processor in processors:
@@ -200,15 +230,27 @@ def _join(prompt: Tensor | None, prefix: Tensor) -> Tensor:
     return prefix if prompt is None else torch.cat([prompt, prefix], 1)
 
 
-def _column(value: Rows) -> Rows:
-    return value[:, None] if isinstance(value, Tensor) else value
+def _tight(prompt: Tensor | None, prefix: Tensor) -> Tensor:
+    """As :func:`_join`, with what stands for no token before all others, so that a text has no gap."""
+    seen = _join(prompt, prefix)
+    gap = (prefix < 0).sum(1, keepdim=True)
+    if prompt is None or not bool(gap.any()):
+        return seen
+    place = torch.arange(seen.shape[1], device=seen.device)
+    source = torch.where(place < prompt.shape[1] + gap, place - gap, place)
+    return seen.gather(1, source.clamp(min=0)).masked_fill(source < 0, -1)
+
+
+def _column(value: Rows, like: Tensor) -> Rows:
+    """Beside (N, V) numbers, of their dtype."""
+    return value[:, None].to(like.dtype) if isinstance(value, Tensor) else value
 
 
 def _is_finite(value: Any) -> Any:
     return value.isfinite() if isinstance(value, Tensor) else math.isfinite(value)
 
 
-def _check(name: str, value: Rows, fits: Callable[[Any], Any], what: str) -> None:
+def check(name: str, value: Rows, fits: Callable[[Any], Any], what: str) -> None:
     """Raise ValueError unless every number of ``value`` fits."""
     for number in value.tolist() if isinstance(value, Tensor) else [value]:
         if not fits(number):
@@ -228,9 +270,9 @@ def keep_top_k(weights: Tensor, k: int | Tensor) -> Tensor:
     size = weights.shape[1]
     if isinstance(k, Tensor):
         k = k.clamp(max=size)
-        least = weights.topk(int(k.max())).values.gather(1, k[:, None] - 1)
+        least = _largest(weights, int(k.max())).gather(1, k[:, None] - 1)
     else:
-        least = weights.topk(min(k, size)).values[:, -1:]
+        least = _largest(weights, min(k, size))[:, -1:]
     return weights.masked_fill(weights < least, 0)
 
 
@@ -243,20 +285,32 @@ def keep_top_p(weights: Tensor, p: Rows) -> Tensor:
 
     Those as likely as the last of them stay; the weights of the others are 0.
     """
-    mass = _column(p) * weights.sum(1, keepdim=True, dtype=torch.float64)
-    ordered = weights.topk(min(LIKELIEST, weights.shape[1])).values
+    total = weights.sum(1, keepdim=True, dtype=torch.float64)
+    mass = _column(p, total) * total
+    ordered = _largest(weights, min(LIKELIEST, weights.shape[1]))
     total = ordered.cumsum(1, dtype=torch.float64)
     if ordered.shape[1] < weights.shape[1] and bool((total[:, -1:] < mass).any()):
-        ordered = weights.sort(1, descending=True).values
+        ordered = _largest(weights, weights.shape[1])
         total = ordered.cumsum(1, dtype=torch.float64)
     count = (total - ordered < mass).sum(1, keepdim=True)
     least = ordered.gather(1, count - 1)
-    return weights.masked_fill((weights < least) & (_column(p) < 1), 0)
+    return weights.masked_fill((weights < least) & (_column(p, mass) < 1), 0)
+
+
+def _largest(weights: Tensor, k: int) -> Tensor:
+    """The k largest numbers of each row, the largest first: weights (N, V) -> (N, k)."""
+    if weights.device.type != "cpu" or weights.dtype not in (torch.float32, torch.float64):
+        return weights.topk(k).values
+    # NumPy sorts numbers without their places, several at once, in a small part of the time.
+    rest, found = weights.shape[1] - k, weights.detach().numpy()
+    if rest:
+        found = np.partition(found, rest, 1)[:, rest:]
+    return torch.from_numpy(np.sort(found, 1)).flip(1)
 
 
 def keep_min_p(weights: Tensor, p: Rows) -> Tensor:
     """Weights (N, V) of tokens at least p times as likely as the likeliest (Nguyen et al. 2024); 0 elsewhere."""
-    return weights.masked_fill(weights < _column(p) * weights.amax(1, keepdim=True), 0)
+    return weights.masked_fill(weights < _column(p, weights) * weights.amax(1, keepdim=True), 0)
 
 
 def keep_typical(weights: Tensor, p: Rows) -> Tensor:
@@ -270,20 +324,38 @@ def keep_typical(weights: Tensor, p: Rows) -> Tensor:
     ordered, order = distance.sort(1)
     share = probs.gather(1, order)
     before = share.cumsum(1, dtype=torch.float64) - share
-    count = (before < _column(p)).sum(1, keepdim=True)
+    count = (before < _column(p, before)).sum(1, keepdim=True)
     return weights.masked_fill(distance > ordered.gather(1, count - 1), 0)
+
+
+EVERY = 2**62
+"""A ``top_k`` that keeps all tokens of a row."""
+BLOCK = 256
+
+
+def uniform(seed: int) -> Iterator[float]:
+    """Random numbers from 0, far enough below 1 that a sum times one of them is below the sum.
+
+    Raises:
+        ValueError: if the seed is below 0.
+    """
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; a whole number from 0 fits")
+    generator = np.random.Generator(np.random.PCG64(seed))
+    return (number for _ in itertools.count() for number in (generator.random(BLOCK) * (1 - 2.0**-50)).tolist())
 
 
 class Sample:
     """Draws from ``softmax(logits / temperature)``, cut to likely tokens: top-k, top-p, min-p, typical, in this order.
 
     Each cut sees the shares that the ones before it left. LAW: a row with seed s gets the same tokens alone as in any
-    batch. One object serves one generation: its draws go on where they stand.
+    batch. One object serves one generation: its draws go on where they stand. A row costs what its own parameters
+    ask for, whatever those beside it do.
 
     Args:
-        seeds: one for each row.
+        seeds: one for each row, or what :func:`uniform` made of one, which goes on where it stands.
         temperature: 0 takes the likeliest token, the lowest id among equals.
-        top_k: how many of the likeliest tokens stay; None keeps all.
+        top_k: how many of the likeliest tokens stay; None, or :data:`EVERY` for a row, keeps all.
         top_p: the share of the nucleus that stays (Holtzman et al. 2020).
         min_p: how likely, measured by the likeliest token, a token must be (Nguyen et al. 2024).
         typical_p: the share of tokens of typical surprise that stays (Meister et al. 2023).
@@ -292,11 +364,9 @@ class Sample:
         ValueError: if a parameter is outside its range; when called, if there are not as many rows as seeds.
     """
 
-    BLOCK = 256
-
     def __init__(
         self,
-        seeds: Sequence[int],
+        seeds: Sequence[int | Iterator[float]],
         *,
         temperature: Rows = 1.0,
         top_k: int | Tensor | None = None,
@@ -304,56 +374,170 @@ class Sample:
         min_p: Rows = 0.0,
         typical_p: Rows = 1.0,
     ) -> None:
-        _check("temperature", temperature, lambda value: 0 <= value < math.inf, "a finite number from 0")
-        _check("top_p", top_p, lambda value: 0 < value <= 1, "a share above 0, up to 1,")
-        _check("min_p", min_p, lambda value: 0 <= value <= 1, "a share from 0 to 1")
-        _check("typical_p", typical_p, lambda value: 0 < value <= 1, "a share above 0, up to 1,")
-        if top_k is not None:
-            _check("top_k", top_k, lambda value: value >= 1, "1 or more")
-        for seed in seeds:
-            if seed < 0:
-                raise ValueError(f"seed is {seed}; a whole number from 0 fits")
-        self.temperature, self.top_k, self.top_p, self.min_p, self.typical_p = (
-            temperature, top_k, top_p, min_p, typical_p
-        )  # fmt: skip
-        self._generators = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
-        self._draws: Iterator[Tensor] = iter(())
+        check("temperature", temperature, lambda value: 0 <= value < math.inf, "a finite number from 0")
+        check("top_p", top_p, lambda value: 0 < value <= 1, "a share above 0, up to 1,")
+        check("min_p", min_p, lambda value: 0 <= value <= 1, "a share from 0 to 1")
+        check("typical_p", typical_p, lambda value: 0 < value <= 1, "a share above 0, up to 1,")
+        top_k = EVERY if top_k is None else top_k
+        check("top_k", top_k, lambda value: value >= 1, "1 or more")
+        draws = [uniform(seed) if isinstance(seed, int) else seed for seed in seeds]
+        self._rows = len(draws)
+        self._drawn = _where(temperature, 0, self._rows)
+        if self._drawn is not None:
+            draws = [draws[row] for row in self._drawn.tolist()]
+        self._draws = draws
+
+        def own(value: Any) -> Any:
+            return value[self._drawn] if isinstance(value, Tensor) and self._drawn is not None else value
+
+        # Logits divided by less would overflow; the likeliest token has all the share long before.
+        temperature = own(temperature)
+        self._warm = temperature.clamp(min=1e-8) if isinstance(temperature, Tensor) else max(temperature, 1e-8)
+        cuts: list[tuple[Callable[[Tensor, Any], Tensor], Any, float]] = [
+            (keep_top_k, top_k, EVERY), (keep_top_p, top_p, 1), (keep_min_p, min_p, 0), (keep_typical, typical_p, 1)
+        ]  # fmt: skip
+        self._cuts = []
+        for cut, every, neutral in cuts:
+            value = own(every)
+            rows = _where(value, neutral, len(draws))
+            if rows is None or len(rows):
+                self._cuts.append((cut, value[rows] if isinstance(value, Tensor) and rows is not None else value, rows))
 
     def __call__(self, logits: Tensor) -> Tensor:
-        if len(logits) != len(self._generators):
-            raise ValueError(f"{len(logits)} rows are sampled with {len(self._generators)} seeds; one for each fits")
-        if _off(self.temperature, 0):
-            return greedy(logits)
-        u = next(self._draws, None)
-        if u is None:
-            self._draws = self._draw(logits.device)
-            u = next(self._draws)
-        # Logits divided by less would overflow; the likeliest token has all the share long before.
-        temperature = _column(self.temperature)
-        warm = temperature.clamp(min=1e-8) if isinstance(temperature, Tensor) else max(temperature, 1e-8)
-        weights = (logits / warm).softmax(-1)
-        if self.top_k is not None:
-            weights = keep_top_k(weights, self.top_k)
-        if not _off(self.top_p, 1):
-            weights = keep_top_p(weights, self.top_p)
-        if not _off(self.min_p, 0):
-            weights = keep_min_p(weights, self.min_p)
-        if not _off(self.typical_p, 1):
-            weights = keep_typical(weights, self.typical_p)
-        below = weights.cumsum(1, dtype=torch.float64)
-        tokens = torch.searchsorted(below, u * below[:, -1:], right=True).squeeze(1)
-        if isinstance(self.temperature, Tensor):
-            tokens = torch.where(self.temperature == 0, greedy(logits), tokens)
+        if len(logits) != self._rows:
+            raise ValueError(f"{len(logits)} rows are sampled with {self._rows} seeds; one for each fits")
+        if self._drawn is None:
+            return self._draw(logits)
+        tokens = greedy(logits)
+        if len(self._drawn):
+            tokens[self._drawn] = self._draw(logits.index_select(0, self._drawn))
         return tokens
 
-    def _draw(self, device: torch.device) -> Iterator[Tensor]:
-        """Uniform numbers (N, 1) of many steps, far enough below 1 that a sum times one of them is below the sum."""
-        draws = np.stack([generator.random(self.BLOCK) for generator in self._generators]) * (1 - 2.0**-50)
-        return iter(torch.from_numpy(draws).to(device)[..., None].unbind(1))
+    def _draw(self, logits: Tensor) -> Tensor:
+        u = torch.tensor([next(draws) for draws in self._draws], dtype=torch.float64, device=logits.device)
+        weights = (logits / _column(self._warm, logits)).softmax(-1)
+        for cut, value, rows in self._cuts:
+            if rows is None:
+                weights = cut(weights, value)
+            else:
+                weights.index_copy_(0, rows, cut(weights.index_select(0, rows), value))
+        below = weights.cumsum(1, dtype=torch.float64)
+        return torch.searchsorted(below, u[:, None] * below[:, -1:], right=True).squeeze(1)
 
 
-def _off(value: Rows, neutral: float) -> bool:
-    return not isinstance(value, Tensor) and value == neutral
+def _where(value: Rows, neutral: float, rows: int) -> Tensor | None:
+    """The rows whose number is another than ``neutral``, or None where all rows' are."""
+    if not isinstance(value, Tensor):
+        return torch.empty(0, dtype=torch.int64) if value == neutral else None
+    found = (value != neutral).nonzero()[:, 0]
+    return None if len(found) == rows else found
+
+
+# Rows that grow side by side
+
+
+class Choice(NamedTuple):
+    """One step of some rows.
+
+    Args:
+        tokens: (N,) chosen.
+        log_probs: (N,) the model's own log-probabilities of them, before processors and sampler.
+        top: with ``top``, log-probabilities and ids of the model's likeliest tokens, in order, (M, top) each.
+        nan: the rows for which the model gave NaN; what was chosen for them means nothing.
+    """
+
+    tokens: Tensor
+    log_probs: Tensor
+    top: tuple[Tensor, Tensor] | None
+    nan: list[int]
+
+
+@dataclass(slots=True)
+class Growing:
+    """Rows that choose token after token; between two steps some are taken out and others put beside them.
+
+    LAW: a row chooses what it chooses alone, whatever stands beside it.
+
+    Args:
+        carry: what was read before ``tokens``; every leaf (N, ...).
+        tokens: (N,) that each row reads next.
+        prefix: (N, t) chosen so far; a row that has chosen fewer begins with -1.
+    """
+
+    carry: Carry
+    tokens: Tensor
+    prefix: Tensor
+
+    @staticmethod
+    def begin(carry: Carry, tokens: Tensor) -> Growing:
+        """Rows that have chosen nothing yet."""
+        return Growing(carry, tokens, tokens.new_empty(len(tokens), 0))
+
+    @staticmethod
+    def join(parts: Sequence[Growing]) -> Growing:
+        """The rows of all parts, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        width = max(part.prefix.shape[1] for part in parts)
+        return Growing(
+            join_carries([part.carry for part in parts]),
+            torch.cat([part.tokens for part in parts]),
+            torch.cat([pad(part.prefix, (width - part.prefix.shape[1], 0), value=-1) for part in parts]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def take(self, rows: Sequence[int]) -> Growing:
+        """Some of the rows, in this order."""
+        index = torch.tensor(rows, dtype=torch.int64, device=self.tokens.device)
+        prefix = self.prefix.index_select(0, index)
+        unused = int((prefix < 0).all(0).sum()) if len(rows) else 0
+        return Growing(reorder(self.carry, index), self.tokens.index_select(0, index), prefix[:, unused:])
+
+    def step(
+        self,
+        step: StepFn,
+        *,
+        eos_id: int,
+        sampler: Sampler = greedy,
+        processors: Sequence[Processor] = (),
+        top: int = 0,
+        top_of: Tensor | None = None,
+    ) -> Choice:
+        """Choose one token for each row.
+
+        Args:
+            step: tokens (N,), carry -> logits (N, V), carry.
+            eos_id: the token that a row with nothing else left takes.
+            sampler: logits (N, V) -> tokens (N,).
+            processors: change the logits before the sampler, in this order.
+            top: how many of the likeliest tokens to give.
+            top_of: (M,) the rows for which to give them; None stands for all.
+        """
+        logits, carry = step(self.tokens, self.carry)
+        log_probs = logits.log_softmax(-1)
+        nan: list[int] = []
+        if math.isnan(log_probs[:, 0].sum().item()):
+            bad = log_probs.isnan().any(1)
+            nan = bad.nonzero()[:, 0].tolist()
+            logits = logits.masked_fill(bad[:, None], 0)
+        tokens = sampler(bend(processors, self.prefix, logits, eos_id) if processors else logits)
+        likeliest = None
+        if top:
+            found = log_probs if top_of is None else log_probs.index_select(0, top_of)
+            likeliest = found.topk(min(top, logits.shape[1]))
+        self.carry, self.tokens = carry, tokens
+        if processors:
+            self.prefix = torch.cat([self.prefix, tokens[:, None]], 1)
+        own = log_probs.gather(1, tokens[:, None]).squeeze(1)
+        return Choice(tokens, own, None if likeliest is None else (likeliest.values, likeliest.indices), nan)
+
+    def end(self, rows: Tensor, eos_id: int) -> None:
+        """Let rows, (N,) of bool, have chosen eos in the last step."""
+        self.tokens = self.tokens.masked_fill(rows, eos_id)
+        if self.prefix.shape[1]:
+            self.prefix[:, -1] = self.tokens
 
 
 # Streaming
@@ -415,8 +599,8 @@ def stream(
     Raises:
         ValueError: if a parameter does not fit; while streaming, if the model gives NaN.
     """
-    _check("max_steps", max_steps, lambda value: value >= 0, "0 or more")
-    _check("top", top, lambda value: value >= 0, "0 or more")
+    check("max_steps", max_steps, lambda value: value >= 0, "0 or more")
+    check("top", top, lambda value: value >= 0, "0 or more")
     return _stream(step, carry, tokens, eos_id, max_steps, sampler, processors, top)
 
 
@@ -432,23 +616,16 @@ def _stream(
     top: int,
 ) -> Iterator[Chosen]:
     finished = torch.zeros_like(tokens, dtype=torch.bool)
-    prefix, ended = tokens.new_empty(len(tokens), 0), 0
+    growing, ended = Growing.begin(carry, tokens), 0
     for place in range(max_steps):
-        logits, carry = step(tokens, carry)
-        all_log_probs = logits.log_softmax(-1)
-        if math.isnan(all_log_probs[:, 0].sum().item()):
-            _complain_of_nan(all_log_probs.isnan().nonzero()[:, 0], place)
-        tokens = sampler(_bend(processors, prefix, logits, eos_id) if processors else logits)
-        log_probs = all_log_probs.gather(1, tokens[:, None]).squeeze(1)
-        live = finished.logical_not()
+        choice = growing.step(step, eos_id=eos_id, sampler=sampler, processors=processors, top=top)
+        if choice.nan:
+            raise nan_at(min(choice.nan), place)
+        live, log_probs = finished.logical_not(), choice.log_probs
         if ended:
-            tokens, log_probs = tokens.where(live, eos_id), log_probs.where(live, 0)
-        if processors:
-            prefix = torch.cat([prefix, tokens[:, None]], 1)
-        chosen = Chosen(tokens, log_probs, live, finished | (tokens == eos_id))
-        if top:
-            likeliest = all_log_probs.topk(min(top, logits.shape[1]))
-            chosen.top = likeliest.values, likeliest.indices
+            growing.end(finished, eos_id)
+            log_probs = log_probs.where(live, 0)
+        chosen = Chosen(growing.tokens, log_probs, live, finished | (growing.tokens == eos_id), choice.top)
         yield chosen
         finished = chosen.finished
         ended = int(finished.sum())
@@ -456,10 +633,9 @@ def _stream(
             return
 
 
-def _complain_of_nan(rows: Tensor, place: int) -> None:
-    raise ValueError(
-        f"the model gave NaN for row {int(rows.min())} at step {place} (both count from 0); finite logits fit"
-    )
+def nan_at(row: int, place: int) -> ValueError:
+    """The error of a row for which the model gave NaN, at the step ``place``; both count from 0."""
+    return ValueError(f"the model gave NaN for row {row} at step {place} (both count from 0); finite logits fit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -547,423 +723,3 @@ class StopStrings:
 
     def _begins(self, text: str) -> bool:
         return any(stop.startswith(text) for stop in self.stops)
-
-
-# Beam search
-
-
-@runtime_checkable
-class Narrows(Protocol):
-    """A step that is bound to something of each source row, and can be bound to fewer of them."""
-
-    def __call__(self, tokens: Tensor, carry: Carry) -> tuple[Tensor, Carry]: ...
-    def take(self, sources: Tensor) -> Narrows:
-        """The step of the source rows at these places, (B',)."""
-        ...
-
-
-class Ensemble:
-    """Several models of one vocabulary as one step: the mean of their probabilities.
-
-    tokens (N,), one carry each -> log-probabilities (N, V), carries.
-
-    Args:
-        steps: of the models.
-    """
-
-    def __init__(self, steps: Sequence[Narrows]) -> None:
-        self.steps = steps
-
-    def __call__(self, tokens: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        answers = [step(tokens, one) for step, one in zip(self.steps, carry, strict=True)]
-        log_probs = torch.stack([logits.log_softmax(-1) for logits, _ in answers])
-        return log_probs.logsumexp(0) - math.log(len(answers)), tuple(after for _, after in answers)
-
-    def take(self, sources: Tensor) -> Ensemble:
-        """The step of the source rows at these places, (B',)."""
-        return Ensemble([step.take(sources) for step in self.steps])
-
-
-@dataclass(frozen=True, slots=True)
-class Hypothesis:
-    """One way to go on.
-
-    Args:
-        tokens: without eos.
-        log_probs: the model's own log-probability of each token, and of eos at the end if it is finished.
-        log_prob: their sum: the model's log-probability of the text.
-        search_score: the same sum after the processors; equal unless they change more than what is barred.
-        score: what hypotheses are ranked by, ``log_prob / length ** length_penalty``, eos counted in the length.
-        finished: whether eos ended it; else it was cut at ``max_steps``.
-    """
-
-    tokens: list[int]
-    log_probs: list[float]
-    log_prob: float
-    search_score: float
-    score: float
-    finished: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One node of a search tree.
-
-    Args:
-        parent: index, among the nodes of the step before, of the node it extends; -1 at the first step.
-        token: what it adds.
-        log_prob: the model's log-probability of the token.
-        total: the model's log-probability of the hypothesis up to here.
-        search_score: the same after the processors.
-        kept: whether it was searched further or finished; else it was pruned.
-        finished: whether it ends its hypothesis.
-        group: which group of beams considered it.
-    """
-
-    parent: int
-    token: int
-    log_prob: float
-    total: float
-    search_score: float
-    kept: bool
-    finished: bool
-    group: int
-
-
-@dataclass(frozen=True, slots=True)
-class Hypotheses:
-    """The answer of a beam search.
-
-    Args:
-        rows: for each source row its hypotheses, the best first; fewer than asked for where no more were found.
-        trees: for each source row, step by step, the candidates considered; None unless asked for.
-    """
-
-    rows: list[list[Hypothesis]]
-    trees: list[list[list[Candidate]]] | None = None
-
-
-@torch.inference_mode()
-def beam_search(
-    step: StepFn,
-    carry: Carry,
-    tokens: Tensor,
-    *,
-    eos_id: int,
-    beam_size: int,
-    max_steps: int | Sequence[int],
-    n_best: int = 1,
-    length_penalty: float = 1.0,
-    groups: int = 1,
-    diversity: float = 0.0,
-    processors: Sequence[Processor] = (),
-    bonus: Callable[[Carry], Tensor] | None = None,
-    return_tree: bool = False,
-) -> Hypotheses:
-    """Keep the ``beam_size`` best beginnings at every step (Lowerre 1976); rank by log-probability and length.
-
-    Candidates are ranked by the sum of log-probabilities that the processors have seen; they are not normalised again,
-    so that what only bars tokens leaves the model's own log-probabilities. Of the 2 W best of a group, an eos among
-    the first W finishes its hypothesis and the W best others go on. A source row is done when no live hypothesis can
-    come among the n-best finished ones of its group, whatever follows. LAWS: a source row is searched as if it were
-    alone; with ``beam_size >= V ** max_steps`` the answer is the best of all sequences.
-
-    Args:
-        step: tokens (N,), carry -> logits (N, V), carry.
-        carry: what was read before ``tokens``; the ``beam_size`` copies of a source row stand beside each other.
-        tokens: (N,) = (B K,) the tokens fed first, copied likewise.
-        eos_id: the token that ends a hypothesis.
-        beam_size: K; it may be larger than V.
-        max_steps: most tokens of a hypothesis, or as many numbers as source rows; those that reach it without eos are
-            cut and compete as they are.
-        n_best: how many hypotheses to give for each source row.
-        length_penalty: 0 ranks by log-probability, which favours short ones; 1 by its mean over tokens.
-        groups: G groups of beams, one after the other at every step (Vijayakumar et al. 2018).
-        diversity: taken off a candidate for each beam of an earlier group that took the same token at this step.
-        processors: change the log-probabilities before candidates are compared, in this order.
-        bonus: of a hypothesis that ends, added to its score: the carry after its last step -> (N,) numbers of at most
-            0, such as a penalty for what was never looked at.
-        return_tree: also give every candidate of every step.
-
-    The step is also called with fewer rows: first with one of each group, if there are no processors; and a step with a
-    method ``take`` is narrowed to the source rows that are still searched, whenever one is done.
-
-    Raises:
-        ValueError: if a parameter does not fit, or the model gives NaN.
-    """
-    _check("beam_size", beam_size, lambda value: value >= 1, "1 or more")
-    _check("n_best", n_best, lambda value: value >= 1, "1 or more")
-    _check("length_penalty", length_penalty, math.isfinite, "a finite number")
-    _check("groups", groups, lambda value: value >= 1, "1 or more")
-    _check("diversity", diversity, lambda value: 0 <= value < math.inf, "a finite number from 0")
-    if n_best > beam_size:
-        raise ValueError(f"n_best is {n_best}, more than the {beam_size} beams searched; up to {beam_size} fits")
-    if beam_size % groups:
-        raise ValueError(f"{beam_size} beams cannot be shared by {groups} groups; a divisor of {beam_size} fits")
-    if len(tokens) % beam_size:
-        raise ValueError(f"{len(tokens)} rows are not a multiple of the {beam_size} beams of a source row")
-    sources = len(tokens) // beam_size
-    limits = [max_steps] * sources if isinstance(max_steps, int) else list(max_steps)
-    if len(limits) != sources:
-        raise ValueError(f"max_steps has {len(limits)} numbers for {sources} source rows; one each fits")
-    for limit in limits:
-        _check("max_steps", limit, lambda value: value >= 0, "0 or more")
-
-    W = beam_size // groups
-    U = sources * groups
-    device = tokens.device
-    # The beams of a group are alike before the first step: one is enough, unless processors know the rows by number.
-    w = W if processors else 1
-    if w < W:
-        tokens, carry = tokens[::W], reorder(carry, torch.arange(0, len(tokens), W, device=device))
-    # Logits stay on the device. What is known of so few candidates is kept in NumPy, whose calls cost less.
-    score = np.full((U, w), BARRED, np.float32)
-    score[:, 0] = 0
-    log_prob = np.zeros((U, w))
-    texts: list[_Text] = [()] * (U * w)
-    prefix = tokens.new_empty(len(tokens), 0)
-    finished = _Finished(np.repeat(limits, groups), n_best, length_penalty)
-    tree = _Tree(sources, groups, W) if return_tree else None
-    score = finished.cut(texts, log_prob, score, 0, None)
-    narrows = isinstance(step, Narrows) and tree is None
-
-    for place in range(max(limits, default=0)):
-        logits, carry = step(tokens, carry)
-        (U, w), V = score.shape, logits.shape[1]
-        extra = None if bonus is None else bonus(carry).view(U, w).double().cpu().numpy()
-        before = torch.from_numpy(np.ascontiguousarray(score)).to(device)
-        if processors or groups > 1 or tree:
-            own = logits.log_softmax(-1)
-            bent = _bend(processors, prefix, own, eos_id) if processors else own
-            total = before[..., None] + bent.view(U, w, V)
-            candidates, places = _best(total, W, groups, diversity, eos_id)
-            each = own.view(U, w * V).gather(1, places)
-        else:
-            candidates, places, each = best_of_logits(logits, before, 2 * W)
-        best, index, token_log_prob = (leaf.cpu().numpy() for leaf in (candidates, places, each.double()))
-        unit = np.arange(U)[:, None]
-        parent, token = np.divmod(index, V)
-        if (bad := np.isnan(best)).any():
-            _complain_of_nan(torch.from_numpy((W * finished.units[:, None] + parent)[bad]), place)
-        sums = log_prob[unit, parent] + token_log_prob
-        ends = token == eos_id
-        if tree:
-            tree.add(parent, token, token_log_prob, sums, best, ends)
-        if ends.any():
-            finished.end(texts, sums, best, place + 1, parent, token_log_prob, ends[:, :W], extra)
-            best = np.where(ends, BARRED, best)
-            order = ends.argsort(1, kind="stable")
-            best, parent, token, token_log_prob, sums = (
-                leaf[unit, order] for leaf in (best, parent, token, token_log_prob, sums)
-            )
-        score, log_prob, parent, token = (leaf[:, :W] for leaf in (best, sums, parent, token))
-        rows, added, values = (w * unit + parent).ravel(), token.ravel(), token_log_prob[:, :W].ravel()
-        texts = [(texts[row], one, value) for row, one, value in
-                 zip(rows.tolist(), added.tolist(), values.tolist(), strict=True)]  # fmt: skip
-        score = finished.cut(texts, log_prob, score, place + 1, None if extra is None else extra[unit, parent])
-        settled = finished.settled(log_prob, score, place + 1)
-        if settled.any():
-            settled = settled.reshape(-1, groups).all(1).repeat(groups)
-            score = np.where(settled[:, None], BARRED, score)
-        on = (score > BARRED).reshape(sources, -1).any(1)
-        if not on.any():
-            break
-        if narrows and not on.all():
-            step = cast(Narrows, step).take(torch.from_numpy(np.flatnonzero(on)).to(device))
-            sources, kept = int(on.sum()), on.repeat(groups)
-            finished.narrow(kept)
-            row_kept = kept.repeat(score.shape[1])
-            texts = list(itertools.compress(texts, row_kept))
-            score, log_prob, rows, added = score[kept], log_prob[kept], rows[row_kept], added[row_kept]
-        tokens = torch.from_numpy(added).to(device)
-        if len(rows) != U * w or (rows[1:] <= rows[:-1]).any():
-            moved = torch.from_numpy(rows).to(device)
-            carry = reorder(carry, moved)
-            prefix = prefix.index_select(0, moved) if processors else prefix
-        if processors:
-            prefix = torch.cat([prefix, tokens[:, None]], 1)
-
-    return Hypotheses(_read(finished.best, groups, n_best), tree.rows if tree else None)
-
-
-def _best(total: Tensor, W: int, groups: int, diversity: float, eos_id: int) -> tuple[Tensor, Tensor]:
-    """The 2 W best candidates of a group, in order: total (U, w, V) -> scores and places in (w, V), (U, 2 W) each."""
-    U, w, V = total.shape
-    most = min(2 * W, w * V)
-    if groups == 1 or not diversity:
-        found = total.flatten(1).topk(most)
-        return found.values, found.indices
-    taken, places = total.new_zeros(U // groups, V), []
-    for group in total.view(-1, groups, w, V).unbind(1):
-        found = (group - diversity * taken[:, None]).flatten(1).topk(most)
-        token = found.indices.remainder(V)
-        on = (token != eos_id) & (found.values > BARRED)
-        on &= on.cumsum(1) <= W
-        taken.scatter_add_(1, token, on.to(taken.dtype))
-        places.append(found.indices)
-    index = torch.stack(places, 1).flatten(0, 1)
-    return total.flatten(1).gather(1, index), index
-
-
-FOLD = 64
-"""Tokens that stand in a column."""
-TOGETHER = 64
-"""Rows that are normalised together, so that they stay in the processor's cache."""
-
-
-SMALL = 2**15
-"""Logits that are compared at once, as fast."""
-
-
-def best_of_logits(logits: Tensor, score: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The k best candidates of each unit, or all of them where there are fewer, in order.
-
-    On a CPU the V of each beam are folded into C columns of tokens side by side: the k best stand in the k of the w C
-    columns of a unit with the largest maxima, or in the rest that fills no column.
-
-    Args:
-        logits: (U w, V) of w beams each.
-        score: (U, w) of the beams.
-        k: how many.
-
-    Returns:
-        their scores, their places in (w, V), and the log-probabilities of their tokens, (U, k) each.
-    """
-    (U, w), V, C = score.shape, logits.shape[1], logits.shape[1] // FOLD
-    size = max(1, TOGETHER // w)
-    if size < U and logits.device.type == "cpu":
-        parts = [
-            best_of_logits(*part, k)
-            for part in zip(torch.split(logits, size * w), torch.split(score, size), strict=True)
-        ]
-        values, places, log_probs = map(torch.cat, zip(*parts, strict=True))
-        return values, places, log_probs
-    own = logits.log_softmax(-1).view(U, w, V)
-    if 4 * k > C or logits.numel() < SMALL or logits.device.type != "cpu":
-        best, index = (own + score[..., None]).flatten(1).topk(min(k, w * V))
-        return best, index, own.flatten(1).gather(1, index)
-    maxima = torch.unflatten(own[..., : C * FOLD], -1, (C, FOLD)).amax(-1) + score[..., None]
-    column = maxima.flatten(1).topk(k, sorted=False).indices
-    start = FOLD * column + column.div(C, rounding_mode="floor") * (V - C * FOLD)
-    index = (start[..., None] + torch.arange(FOLD)).flatten(1)
-    if V > C * FOLD:
-        rest = (V * torch.arange(w)[:, None] + torch.arange(C * FOLD, V)).flatten()
-        index = torch.cat([index, rest.expand(U, -1)], 1)
-    log_probs = own.flatten(1).gather(1, index)
-    best, order = (log_probs + score.gather(1, index.div(V, rounding_mode="floor"))).topk(k)
-    return best, index.gather(1, order), log_probs.gather(1, order)
-
-
-_Text = tuple[Any, ...]
-"""A beginning: the beginning before, its last token and the log-probability of that; () is empty."""
-
-
-class _Finished:
-    """The n-best hypotheses of each unit so far, the best first.
-
-    Args:
-        limits: (U,) most tokens of each.
-        n_best: how many are kept.
-        length_penalty: what they are ranked by.
-    """
-
-    def __init__(self, limits: np.ndarray, n_best: int, length_penalty: float) -> None:
-        self.best: list[list[Hypothesis]] = [[] for _ in limits]
-        self.limits, self.units = limits, np.arange(len(limits))
-        self.worst = np.full(len(limits), BARRED)
-        """Scores (U,) that one more must surpass."""
-        self.n_best, self.length_penalty = n_best, length_penalty
-        self.final = np.maximum(limits, 1.0) ** length_penalty
-
-    def end(self, texts: Sequence[_Text], log_prob: np.ndarray, search: np.ndarray, length: int, parent: np.ndarray,
-            eos: np.ndarray, which: np.ndarray, extra: np.ndarray | None) -> None:  # fmt: skip
-        """Enter the candidates (U, .) that eos ends, ``which`` of the first ones."""
-        w = len(texts) // len(which)
-        for unit, column in zip(*which.nonzero(), strict=True):
-            beam = parent[unit, column]
-            more = 0.0 if extra is None else float(extra[unit, beam])
-            self._add(unit, texts[w * unit + beam], log_prob[unit, column], search[unit, column], length, more,
-                      float(eos[unit, column]))  # fmt: skip
-
-    def cut(self, texts: Sequence[_Text], log_prob: np.ndarray, search: np.ndarray, length: int,
-            extra: np.ndarray | None) -> np.ndarray:  # fmt: skip
-        """Enter the beams (U, w) of the units whose limit this length is; the search scores, barred there."""
-        at_limit = self.limits == length
-        if not at_limit.any():
-            return search
-        w = search.shape[1]
-        for unit, beam in itertools.product(at_limit.nonzero()[0], range(w)):
-            more = 0.0 if extra is None else float(extra[unit, beam])
-            self._add(unit, texts[w * unit + beam], log_prob[unit, beam], search[unit, beam], length, more, None)
-        return np.where(at_limit[:, None], BARRED, search)
-
-    def _add(self, unit: int, text: _Text, log_prob: float, search: float, length: int, more: float,
-             eos: float | None) -> None:  # fmt: skip
-        score = float(log_prob) / max(length, 1) ** self.length_penalty + more
-        if search == BARRED or score <= self.worst[unit]:
-            return
-        tokens, log_probs = [], [] if eos is None else [eos]
-        while text:
-            text, token, value = text
-            tokens.append(token)
-            log_probs.append(value)
-        found = Hypothesis(tokens[::-1], log_probs[::-1], float(log_prob), float(search), score, eos is not None)
-        best = self.best[self.units[unit]]
-        bisect.insort(best, found, key=lambda one: -one.score)
-        del best[self.n_best :]
-        if len(best) == self.n_best:
-            self.worst[unit] = best[-1].score
-
-    def settled(self, log_prob: np.ndarray, search: np.ndarray, length: int) -> np.ndarray:
-        """(U,) whether no live hypothesis (U, w) of this length can still come among the best.
-
-        Log-probabilities only fall, and a sum below 0 is divided by most at the greatest length if the penalty is
-        positive, at the least if it is negative. What a bonus adds is at most 0.
-        """
-        final = self.final if self.length_penalty >= 0 else (length + 1) ** self.length_penalty
-        reach: np.ndarray = np.where(search > BARRED, log_prob, BARRED).max(1) / final
-        return self.worst >= reach
-
-    def narrow(self, kept: np.ndarray) -> None:
-        """Go on with some of the units alone, those that ``kept`` (U,) names."""
-        self.limits, self.units, self.worst, self.final = (
-            leaf[kept] for leaf in (self.limits, self.units, self.worst, self.final)
-        )
-
-
-def _read(best: Sequence[Sequence[Hypothesis]], groups: int, n_best: int) -> list[list[Hypothesis]]:
-    """The hypotheses of each source row from those of its groups."""
-    found = [[one for unit in best[first : first + groups] for one in unit] for first in range(0, len(best), groups)]
-    # Two groups may find the same text.
-    distinct = [{(tuple(one.tokens), one.finished): one for one in reversed(row)}.values() for row in found]
-    return [sorted(row, key=lambda one: -one.score)[:n_best] for row in distinct]
-
-
-class _Tree:
-    """Every candidate of every step, for each source row."""
-
-    def __init__(self, B: int, groups: int, W: int) -> None:
-        self.rows: list[list[list[Candidate]]] = [[] for _ in range(B)]
-        self.groups, self.W = groups, W
-        self._nodes: list[list[int]] = [[-1] * W for _ in range(B * groups)]
-
-    def add(self, *columns: np.ndarray) -> None:
-        """One step: parent, token, log-probability of it, of all, search score and end of the candidates (U, 2 W)."""
-        lists = [column.tolist() for column in columns]
-        for row, steps in enumerate(self.rows):
-            nodes: list[Candidate] = []
-            for group in range(self.groups):
-                unit = row * self.groups + group
-                live: list[int] = []
-                for place, candidate in enumerate(zip(*(column[unit] for column in lists), strict=True)):
-                    parent, token, log_prob, total, search_score, ends = candidate
-                    if search_score == BARRED:
-                        continue
-                    kept = (place if ends else len(live)) < self.W
-                    if kept and not ends:
-                        live.append(len(nodes))
-                    node = self._nodes[unit][parent]
-                    nodes.append(Candidate(node, token, log_prob, total, search_score, kept, ends, group))
-                self._nodes[unit] = live
-            if nodes:
-                steps.append(nodes)

@@ -25,12 +25,19 @@ BUNDLE = "bundle"
 """The folder of the bundle inside a logged model."""
 
 
+_ANSWERS = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED")
+"""Error codes of a tracking server that did answer."""
+
 _answering: set[str] = set()
 """Tracking servers that have answered this process once."""
 
 
 class ReferenceNotFound(SeqappError):
     """A MODEL reference leads nowhere; the message says what was looked for and what there is."""
+
+
+class Unreachable(ReferenceNotFound):
+    """Nobody can say just now where a MODEL reference leads: the tracking server does not answer."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,19 @@ class Reference:
     """The bundle directory, downloaded if it was remote."""
     name: str
     """What a client calls the model."""
+    version: str = ""
+    alias: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a MODEL reference of the tracking server means just now; its bundle is not downloaded yet."""
+
+    uri: str
+    """Where MLflow has it: ``models:/name/3``."""
+    stamp: str
+    """Tells two models apart that had the same ``uri`` at different times."""
+    name: str
     version: str = ""
     alias: str = ""
 
@@ -88,7 +108,7 @@ def connect(*, create: bool = True) -> Any:
         if uri not in _answering:
             client.search_experiments(max_results=1)
     except Exception as error:  # MLflow lets those of the database and of the network through
-        raise ReferenceNotFound(f"the tracking server {masked(uri)} cannot be used: {reason(error)}") from None
+        raise Unreachable(f"the tracking server {masked(uri)} cannot be used: {reason(error)}") from None
     _answering.add(uri)
     return client
 
@@ -114,10 +134,32 @@ def resolve(reference: str) -> Reference:
     Raises:
         ReferenceNotFound: saying what was looked for and what there is.
     """
+    found = local(reference)
+    if found is not None:
+        return found
+    target = locate(reference)
+    return Reference(download(target), target.name, target.version, target.alias)
+
+
+def local(reference: str) -> Reference | None:
+    """The bundle directory that ``reference`` names, if it names one."""
     path = Path(reference)
-    if path.is_dir():
-        inner = path if (path / MANIFEST).is_file() else path / BUNDLE
-        return Reference(inner if inner.is_dir() else path, path.resolve().name)
+    if not path.is_dir():
+        return None
+    inner = path if (path / MANIFEST).is_file() else path / BUNDLE
+    return Reference(inner if inner.is_dir() else path, path.resolve().name)
+
+
+def locate(reference: str) -> Target:
+    """What ``reference`` means just now, without a download.
+
+    Args:
+        reference: ``name@alias``, ``name/version``, ``name`` for its champion, or a run id.
+
+    Raises:
+        ReferenceNotFound: saying what was looked for and what there is.
+        Unreachable: if the tracking server does not answer.
+    """
     if "/" in reference and not re.fullmatch(r"[^/@]+/\d+", reference):
         raise ReferenceNotFound(f"{reference}: no such directory")
     client = connect(create=False)
@@ -145,7 +187,7 @@ def champions() -> list[str]:
     return [f"{name}@champion" for _, name in sorted(found, reverse=True)]
 
 
-def _from_registry(client: Any, name: str, alias: str, version: str) -> Reference:
+def _from_registry(client: Any, name: str, alias: str, version: str) -> Target:
     from mlflow.exceptions import MlflowException
 
     what = f"{name}@{alias}" if alias else f"{name}/{version}"
@@ -156,27 +198,40 @@ def _from_registry(client: Any, name: str, alias: str, version: str) -> Referenc
         listed = ", ".join(f"{model.name}@{other}" for model in known for other in (model.aliases or {})) or "none"
         raise ReferenceNotFound(f"{what}: not in the registry at {masked(tracking_uri())} ({reason(error)}); "
                                 f"registered: {listed}") from None  # fmt: skip
-    path = _download(f"models:/{name}/{found.version}", what)
-    return Reference(path, name, str(found.version), alias)
+    # A registry that was made anew counts its versions from 1 again.
+    stamp = f"{found.run_id} {found.creation_timestamp}"
+    return Target(f"models:/{name}/{found.version}", stamp, name, str(found.version), alias)
 
 
-def _from_run(client: Any, run_id: str) -> Reference:
+def _from_run(client: Any, run_id: str) -> Target:
     run = _ask(lambda: client.get_run(run_id), f"run {run_id}")
     models = run.outputs.model_outputs if run.outputs else []
     if not models:
         raise ReferenceNotFound(f"run {run_id} ({run.info.status.lower()}) has logged no model")
-    path = _download(f"models:/{models[-1].model_id}", f"run {run_id}")
-    return Reference(path, run.info.run_name or run_id)
+    return Target(f"models:/{models[-1].model_id}", run_id, run.info.run_name or run_id)
 
 
-def _download(uri: str, what: str) -> Path:
+def download(target: Target, folder: Path | None = None) -> Path:
+    """The bundle directory of ``target``.
+
+    Args:
+        target: what :func:`locate` found.
+        folder: an empty one to download to; by default MLflow chooses, and may lend what lies on this machine.
+
+    Raises:
+        ReferenceNotFound: if it holds no bundle.
+        Unreachable: if it cannot be had just now.
+    """
+    connect(create=False)
     import mlflow
 
-    directory = Path(_ask(lambda: mlflow.artifacts.download_artifacts(uri), what))
+    to = None if folder is None else str(folder)
+    what = f"{target.name}/{target.version}" if target.version else target.name
+    directory = Path(_ask(lambda: mlflow.artifacts.download_artifacts(target.uri, dst_path=to), what))
     for path in (directory / "artifacts" / BUNDLE, directory / BUNDLE):
         if (path / MANIFEST).is_file():
             return path
-    raise ReferenceNotFound(f"{what}: the model at {uri} was not logged by seqapp: it holds no bundle")
+    raise ReferenceNotFound(f"{what}: the model at {target.uri} was not logged by seqapp: it holds no bundle")
 
 
 def _ask(question: Any, what: str) -> Any:
@@ -186,7 +241,9 @@ def _ask(question: Any, what: str) -> Any:
     try:
         return question()
     except (MlflowException, OSError) as error:
-        raise ReferenceNotFound(f"{what}: the tracking server {masked(tracking_uri())} says: {reason(error)}") from None
+        knows = isinstance(error, MlflowException) and error.error_code in _ANSWERS
+        kind = ReferenceNotFound if knows else Unreachable
+        raise kind(f"{what}: the tracking server {masked(tracking_uri())} says: {reason(error)}") from None
 
 
 def causes(error: BaseException) -> list[BaseException]:

@@ -5,21 +5,25 @@ B sources, N rows searched, S source length, T target length.
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from seqapp.beam_search import BeamSearch, Ensemble, Hypothesis, beam_search
 from seqapp.data.batching import pad
 from seqapp.data.languages import LanguageProfile
 from seqapp.data.pairs import even_spaces
 from seqapp.data.sentences import segments
 from seqapp.data.tokenizers import BOS, EOS, SPECIALS, UNK, Tokenizer
-from seqapp.decoding import Ensemble, Hypothesis, StepFn, beam_search
+from seqapp.decoding import StepFn
 from seqapp.models.translator import Translator
 from seqapp.nn.recurrent import Carry
 
@@ -29,6 +33,14 @@ MOST_TOKENS = 1024
 """Most tokens of the translation of one sentence."""
 ROWS_AT_ONCE = 320
 """Most hypotheses that grow together, of one sentence at least."""
+ENCODED_AT_ONCE = 2048
+"""Most source tokens that are encoded together, padding counted, of one sentence at least."""
+CUT_AT_ONCE = 4096
+"""Most characters that are cut into sentences in one step, of one sentence at least."""
+READ_TOGETHER = 4096
+"""Most tokens of known translations that are read side by side, padding counted, of one at least."""
+READ_AT_ONCE = 512
+"""Most of them that are read in one step."""
 SHOWN = 5
 """Most things named in a notice."""
 NO_BREAK = "\u00a0\u202f"
@@ -125,7 +137,7 @@ class TranslationOutput(BaseModel):
 
 
 class Searched(NamedTuple):
-    """Sentences that are searched alike."""
+    """How sentences are searched."""
 
     beam_size: int
     n_best: int
@@ -133,18 +145,45 @@ class Searched(NamedTuple):
     coverage_penalty: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Part:
     """A sentence of an input: ids, EOS included; what follows it in the text; what was found.
 
-    ``weights`` holds the attention (T + 1, S) of those of ``found``, by their places, for which it is needed.
+    ``weights`` holds the attention (T + 1, S) of those of ``found``, by their places, for which it is needed; so many
+    of which are ``missing``. ``sentence`` is what is told of it.
     """
 
     text: str
     gap: str
     ids: list[int]
-    found: list[Hypothesis]
+    found: list[Hypothesis] = field(default_factory=list)
     weights: dict[int, Tensor] = field(default_factory=dict)
+    missing: int = 0
+    sentence: Sentence | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Text:
+    """An input that is being answered: its parts, those that wait to be searched (the longest last), and what is open.
+
+    Parts that are not done count as ``open``, and so does the rest that was not cut into parts.
+    """
+
+    key: Hashable
+    given: TranslationInput
+    asked: Searched
+    parts: list[_Part] = field(default_factory=list)
+    waiting: list[_Part] = field(default_factory=list)
+    open: int = 1
+
+
+class _Reading(NamedTuple):
+    """A known translation to be read, to score it or to see where the model looks."""
+
+    of: _Text
+    part: _Part
+    place: int
+    tokens: list[int]
 
 
 class Interpreter:
@@ -183,53 +222,37 @@ class Interpreter:
     ) -> list[TranslationOutput]:
         """The translation of each input, or the score of the one that it brings; no text is empty.
 
-        Sentences of all inputs are searched together, those of similar length side by side.
-
         Args:
             inputs: that fit this model.
             done: told how many inputs are finished, as they are.
         """
-        texts = [self._parts(given) for given in inputs]
-        waiting = [len(parts) for parts in texts]
-        groups: dict[Searched, list[tuple[int, _Part]]] = {}
-        for index, (given, parts) in enumerate(zip(inputs, texts, strict=True)):
-            searched = [(index, part) for part in parts if len(part.ids) > 1 and given.target is None]
-            if given.target is not None:
-                self._score(given, parts[0])
-            elif searched:
-                groups.setdefault(self._asked(given), []).extend(searched)
-            waiting[index] = len(searched)
-            if done is not None and not searched:
-                done(1)
-        for asked, jobs in groups.items():
-            jobs.sort(key=lambda job: len(job[1].ids))
-            together = max(1, ROWS_AT_ONCE // asked.beam_size)
-            for first in range(0, len(jobs), together):
-                batch = jobs[first : first + together]
-                limits = [limit(len(part.ids), inputs[index].max_tokens) for index, part in batch]
-                rows = search(self.models, [part.ids for _, part in batch], limits, *asked)
-                for (index, part), row in zip(batch, rows, strict=True):
-                    part.found = row
-                    waiting[index] -= 1
-                self._look([(part, inputs[index]) for index, part in batch])
-                if done is not None:
-                    done(sum(not waiting[index] for index in {index for index, _ in batch}))
-        return [self._output(given, parts) for given, parts in zip(inputs, texts, strict=True)]
+        running, outputs = Translating(self), dict[Hashable, TranslationOutput]()
+        # Those of similar length beside each other; the longest first, so that none of them is left over at the end.
+        for index in sorted(range(len(inputs)), key=lambda index: -len(inputs[index].text)):
+            running.join(index, inputs[index])
+        while len(running):
+            told = running.step()
+            for key, output in told:
+                if isinstance(output, Exception):
+                    raise output
+                outputs[key] = output
+            if done is not None and told:
+                done(len(told))
+        return [outputs[index] for index in range(len(inputs))]
 
     def _asked(self, given: TranslationInput) -> Searched:
         beam_size = self.beam_size if given.beam_size is None else given.beam_size
         penalty = self.length_penalty if given.length_penalty is None else given.length_penalty
         return Searched(max(beam_size, given.alternatives + 1), given.alternatives + 1, penalty, given.coverage_penalty)
 
-    def _parts(self, given: TranslationInput) -> list[_Part]:
-        if given.target is not None:
-            return [_Part(given.text, "", [*self.source.encode(self._plain(given.text)).ids, EOS], [])]
-
+    def _parts(self, given: TranslationInput) -> Iterator[_Part]:
         def length(piece: str) -> int:
             return len(self.source.encode(self._plain(piece)).ids)
 
-        return [_Part(piece, gap, [*self.source.encode(self._plain(piece)).ids, EOS], [])
-                for piece, gap in segments(given.text, self.language, self.longest, length)]  # fmt: skip
+        whole = [(given.text, "")]
+        cut = whole if given.target is not None else segments(given.text, self.language, self.longest, length)
+        for piece, gap in cut:
+            yield _Part(piece, gap, [*self.source.encode(self._plain(piece)).ids, EOS])
 
     def _plain(self, text: str) -> str:
         """``text`` with the white space that training had: a blank for a run of it, and for an unknown no-break one."""
@@ -239,49 +262,38 @@ class Interpreter:
                 text = text.replace(space, " ")
         return text
 
-    def _score(self, given: TranslationInput, part: _Part) -> None:
-        assert given.target is not None
-        tokens = self.target.encode(given.target).ids
-        (log_probs,) = score(self.models, [part.ids], [tokens])
-        total, (*_, penalty, weight) = sum(log_probs), self._asked(given)
+    def _scored(self, of: _Text, tokens: list[int], log_probs: list[float], weights: Tensor | None) -> Hypothesis:
+        """A translation that was given, with its score."""
+        total, (*_, penalty, weight) = sum(log_probs), of.asked
         ranked = total / len(log_probs) ** penalty
-        if self.looking and (given.return_attention or weight):
-            (part.weights[0],) = align(self.looking, [part.ids], [tokens])
-            ranked += float(coverage(part.weights[0].sum(0)[None], weight))
-        part.found = [Hypothesis(tokens, log_probs, total, total, ranked, True)]
+        if weights is not None:
+            ranked += float(coverage(weights.sum(0)[None], weight))
+        return Hypothesis(tokens, log_probs, total, total, ranked, True)
 
-    def _look(self, parts: Sequence[tuple[_Part, TranslationInput]]) -> None:
-        """Find the attention of the translations that need it: to be given, or to replace unknown tokens."""
-        wanted = [
-            (part, place)
-            for part, given in parts
+    def _wanted(self, given: TranslationInput, part: _Part) -> list[int]:
+        """Which of those found need attention: to be given, or to replace unknown tokens."""
+        return [
+            place
             for place, one in enumerate(part.found)
             if (given.return_attention and place == 0) or (given.replace_unknown and UNK in one.tokens)
-        ]
-        if wanted and self.looking:
-            targets = [part.found[place].tokens for part, place in wanted]
-            found = align(self.looking, [part.ids for part, _ in wanted], targets)
-            for (part, place), weights in zip(wanted, found, strict=True):
-                part.weights[place] = weights
+        ] if self.looking else []  # fmt: skip
 
     def _output(self, given: TranslationInput, parts: Sequence[_Part]) -> TranslationOutput:
-        sentences = [self._sentence(given, part) for part in parts if part.found]
-        translated = iter(sentences)
+        sentences = [part.sentence for part in parts if part.sentence]
         ways = [""] * (given.alternatives + 1)
         for part in parts:
-            sentence = next(translated) if part.found else None
+            found = part.sentence
+            each = [found.translation, *(one.text for one in found.alternatives)] if found else [part.text]
             for way in range(len(ways)):
                 # A sentence with fewer alternatives keeps its last.
-                said = part.text if sentence is None else [sentence.translation, *(
-                    one.text for one in sentence.alternatives)][: way + 1][-1]  # fmt: skip
-                ways[way] += said + part.gap
+                ways[way] += each[: way + 1][-1] + part.gap
         scores = [sentence.score for sentence in sentences]
         return TranslationOutput(
             text=ways[0],
             alternatives=[way for way in dict.fromkeys(ways[1:]) if way != ways[0]],
             score=sum(scores) / len(scores) if scores else 0.0,
             sentences=sentences,
-            notices=self._notices(given, sentences),
+            notices=self._notices(given, parts, sentences),
         )
 
     def _sentence(self, given: TranslationInput, part: _Part) -> Sentence:
@@ -321,17 +333,14 @@ class Interpreter:
         decoder = self.target.core.decoder
         return str(decoder.decode(pieces)) if decoder else " ".join(pieces)
 
-    def _notices(self, given: TranslationInput, sentences: Sequence[Sentence]) -> list[str]:
+    def _notices(self, given: TranslationInput, parts: Sequence[_Part], sentences: Sequence[Sentence]) -> list[str]:
         notices = []
         if given.coverage_penalty and not self.looking:
             notices.append("the model has no attention, so coverage_penalty changes nothing")
         if self.profile is not None and (notice := self.profile.notice(given.text)):
             notices.append(notice)
-        unknown = list(
-            dict.fromkeys(
-                part for sentence in sentences for _, part in self.source.unknown(self._plain(sentence.source))
-            )
-        )
+        unknowing = [self._plain(part.text) for part in parts if UNK in part.ids]
+        unknown = list(dict.fromkeys(one for text in unknowing for _, one in self.source.unknown(text)))
         if unknown:
             named = ", ".join(repr(part) for part in unknown[:SHOWN])
             more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
@@ -345,6 +354,282 @@ class Interpreter:
             named = ", ".join(map(str, silent[:SHOWN])) + (" ..." if len(silent) > SHOWN else "")
             notices.append(f"the translation of sentence {named} is empty")
         return notices
+
+
+class Translating:
+    """Texts that one interpreter translates side by side; they join and leave between its steps.
+
+    LAW: each is answered as if it were alone, whoever joins and leaves, up to rounding.
+
+    Sentences of all texts that are searched alike share one :class:`seqapp.beam_search.BeamSearch`. A text has one
+    sentence after the other put into its search: the longest first, so that those side by side are of similar length,
+    and in turn with the other texts, so that none waits for a long one. Where more wait than fit, several are put in at
+    once, so that they share the work of the encoder. A step cuts some text into sentences and then does one of these,
+    by turns: sentences are encoded; one of the searches takes a step; some tokens of known translations are read.
+
+    Args:
+        interpreter: with the models.
+    """
+
+    def __init__(self, interpreter: Interpreter) -> None:
+        self._of = interpreter
+        self._texts: dict[Hashable, _Text] = {}
+        self._uncut: deque[tuple[_Text, Iterator[_Part]]] = deque()
+        self._line: deque[_Text] = deque()
+        self._rows_waiting = 0
+        self._searches: dict[Searched, tuple[BeamSearch, Callable[[], bool]]] = {}
+        self._unread: deque[_Reading] = deque()
+        self._halves: list[list[_Reading]] = []  # of those that could not be read together
+        self._reading: tuple[list[_Reading], Generator[tuple[Tensor | None, Tensor | None]]] | None = None
+        self._pieces: list[tuple[Tensor | None, Tensor | None]] = []
+        self._told: list[tuple[Hashable, TranslationOutput | Exception]] = []
+        self._turns: deque[Callable[[], bool]] = deque([self._encode, self._read])
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @property
+    def rows(self) -> int:
+        """Hypotheses that one sentence of each text inside has."""
+        return sum(text.asked.beam_size for text in self._texts.values())
+
+    def join(self, key: Hashable, given: TranslationInput) -> None:
+        """Take in a text that fits the model, which the next steps answer.
+
+        Args:
+            key: by which its answer is told; none inside has it.
+            given: a text, not empty.
+        """
+        text = self._texts[key] = _Text(key, given, self._of._asked(given))
+        self._uncut.append((text, self._of._parts(given)))
+
+    def leave(self, key: Hashable) -> None:
+        """Forget a text; nothing more is computed for it from the next step on."""
+        if key not in self._texts:
+            return
+        text = self._texts.pop(key)
+        if text.waiting:
+            self._line.remove(text)
+            self._rows_waiting -= len(text.waiting) * text.asked.beam_size
+        if text.asked in self._searches:
+            search, _ = self._searches[text.asked]
+            for inside in search.keys:
+                if inside[0] is text:
+                    search.leave(inside)
+            self._close(text.asked)
+        self._uncut = deque(one for one in self._uncut if one[0] is not text)
+        self._unread = deque(one for one in self._unread if one.of is not text)
+        if self._reading and not any(self._inside(one.of) for one in self._reading[0]):
+            self._reading = None
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[Hashable, TranslationOutput | Exception]]:
+        """Compute one step.
+
+        Returns:
+            of each text that is answered, and has left, its key and its translation, or what went wrong with it.
+        """
+        self._cut()
+        for _ in range(len(self._turns)):
+            self._turns.rotate(-1)
+            if self._turns[-1]():
+                break
+        told, self._told = self._told, []
+        return told
+
+    def _inside(self, text: _Text) -> bool:
+        return self._texts.get(text.key) is text
+
+    def _cut(self) -> None:
+        """Put sentences in line, of each text in turn."""
+        size = 0
+        while self._uncut and size < CUT_AT_ONCE:
+            text, parts = self._uncut.popleft()
+            try:
+                part = next(parts, None)
+            except Exception as error:
+                self._fail([text], error)
+                continue
+            if part is None:
+                self._less(text)
+                continue
+            self._uncut.append((text, parts))
+            text.parts.append(part)
+            size += len(part.text) + 1
+            if text.given.target is not None:
+                text.open, part.missing = text.open + 1, 1
+                self._unread.append(_Reading(text, part, 0, self._of.target.encode(text.given.target).ids))
+            elif len(part.ids) > 1:
+                text.open += 1
+                if not text.waiting:
+                    self._line.append(text)
+                bisect.insort(text.waiting, part, key=lambda one: len(one.ids))
+                self._rows_waiting += text.asked.beam_size
+
+    def _done(self, text: _Text, part: _Part) -> None:
+        try:
+            part.sentence = self._of._sentence(text.given, part)
+        except Exception as error:
+            self._fail([text], error)
+        else:
+            self._less(text)
+
+    def _less(self, text: _Text) -> None:
+        text.open -= 1
+        if text.open:
+            return
+        try:
+            output: TranslationOutput | Exception = self._of._output(text.given, text.parts)
+        except Exception as error:
+            output = error
+        del self._texts[text.key]
+        self._told.append((text.key, output))
+
+    def _fail(self, texts: Iterable[_Text], error: Exception) -> None:
+        for text in texts:
+            if self._inside(text):
+                self.leave(text.key)
+                self._told.append((text.key, error))
+
+    def _close(self, asked: Searched) -> None:
+        """Forget a search with nothing inside."""
+        search, turn = self._searches[asked]
+        if not len(search):
+            del self._searches[asked]
+            self._turns.remove(turn)
+
+    def _encode(self) -> bool:
+        """Let sentences in line join their searches."""
+        rows = sum(len(search) * asked.beam_size for asked, (search, _) in self._searches.items())
+        if rows and self._rows_waiting > ROWS_AT_ONCE - rows < ROWS_AT_ONCE // 2:
+            return False  # until enough places are free that they are worth an encoder's call
+        chosen: dict[Searched, list[tuple[_Text, _Part]]] = {}
+        count = longest = 0
+        while self._line:
+            text = self._line[0]
+            size = max(longest, len(text.waiting[-1].ids))
+            full = rows and rows + text.asked.beam_size > ROWS_AT_ONCE
+            if full or (count and (count + 1) * size > ENCODED_AT_ONCE):
+                break
+            self._line.popleft()
+            chosen.setdefault(text.asked, []).append((text, text.waiting.pop()))
+            if text.waiting:
+                self._line.append(text)
+            rows, count, longest = rows + text.asked.beam_size, count + 1, size
+            self._rows_waiting -= text.asked.beam_size
+        for asked, jobs in chosen.items():
+            self._begin(asked, jobs)
+        return bool(chosen)
+
+    def _begin(self, asked: Searched, jobs: Sequence[tuple[_Text, _Part]]) -> None:
+        """Let sentences join a search; by halves where all cannot be encoded, so that the guilty fail alone."""
+        jobs = [job for job in jobs if self._inside(job[0])]
+        if not jobs:
+            return
+        try:
+            started = _start(self._of.models, [part.ids for _, part in jobs], asked.beam_size, asked.coverage_penalty)
+        except Exception as error:
+            if len(jobs) == 1:
+                self._fail([jobs[0][0]], error)
+            else:
+                self._begin(asked, jobs[: len(jobs) // 2])
+                self._begin(asked, jobs[len(jobs) // 2 :])
+            return
+        if asked not in self._searches:
+            search = BeamSearch(
+                eos_id=EOS,
+                beam_size=asked.beam_size,
+                n_best=asked.n_best,
+                length_penalty=asked.length_penalty,
+                bonus=_covered(self._of.models, asked.coverage_penalty),
+            )
+            self._searches[asked] = search, partial(self._advance, asked)
+            self._turns.append(self._searches[asked][1])
+        limits = [limit(len(part.ids), text.given.max_tokens) for text, part in jobs]
+        self._searches[asked][0].join(jobs, *started, limits)
+
+    def _advance(self, asked: Searched) -> bool:
+        """One step of a search."""
+        search, _ = self._searches[asked]
+        inside = search.keys
+        try:
+            told = search.advance()
+        except Exception as error:
+            self._fail([text for text, _ in inside], error)
+            return True
+        for (text, part), found in told:
+            if isinstance(found, ValueError):
+                self._fail([text], found)
+            elif self._inside(text):
+                part.found = found.hypotheses
+                wanted = self._of._wanted(text.given, part)
+                self._unread.extend(_Reading(text, part, place, part.found[place].tokens) for place in wanted)
+                part.missing = len(wanted)
+                if not wanted:
+                    self._done(text, part)
+        if asked in self._searches:
+            self._close(asked)
+        return True
+
+    def _read(self) -> bool:
+        """One piece of known translations."""
+        if self._reading is None:
+            jobs = self._next_readings()
+            if not jobs:
+                return False
+            scores = jobs[0].of.given.target is not None
+            pieces = _read(
+                self._of.models if scores else self._of.looking,
+                [one.part.ids for one in jobs],
+                [one.tokens for one in jobs],
+                scores=scores,
+                step=max(1, READ_AT_ONCE // len(jobs)),
+            )
+            self._reading, self._pieces = (jobs, pieces), []
+        jobs, pieces = self._reading
+        try:
+            piece = next(pieces, None)
+            if piece is not None:
+                self._pieces.append(piece)
+                return True
+            log_probs, weights = _joined(self._pieces)
+        except Exception as error:
+            self._reading = None
+            if len(jobs) == 1:
+                self._fail([jobs[0].of], error)
+            else:
+                self._halves += [jobs[: len(jobs) // 2], jobs[len(jobs) // 2 :]]
+            return True
+        self._reading = None
+        for row, (text, part, place, tokens) in enumerate(jobs):
+            if not self._inside(text):
+                continue
+            scores = text.given.target is not None
+            if weights is not None and (not scores or text.given.return_attention or text.asked.coverage_penalty):
+                part.weights[place] = weights[row, : len(tokens) + 1, : len(part.ids)]
+            if scores and log_probs is not None:
+                chances = log_probs[row, : len(tokens) + 1].tolist()
+                part.found = [self._of._scored(text, tokens, chances, part.weights.get(0))]
+            part.missing -= 1
+            if not part.missing:
+                self._done(text, part)
+        return True
+
+    def _next_readings(self) -> list[_Reading]:
+        """The first of those that wait, and others of its kind; none if none waits."""
+        while self._halves:
+            if half := [one for one in self._halves.pop() if self._inside(one.of)]:
+                return half
+        jobs: list[_Reading] = []
+        size = 0
+        while self._unread:
+            one = self._unread[0]
+            size = max(size, len(one.tokens) + 1, len(one.part.ids))
+            alike = not jobs or (one.of.given.target is None) == (jobs[0].of.given.target is None)
+            if jobs and not (alike and size * (len(jobs) + 1) <= READ_TOGETHER):
+                break
+            jobs.append(self._unread.popleft())
+        return jobs
 
 
 def limit(source: int, most: int | None = None) -> int:
@@ -375,18 +660,7 @@ def search(
         length_penalty: rank by log-probability / length ** this.
         coverage_penalty: 0 or more; goes by the models with attention, and changes nothing where none has it.
     """
-    looking = [coverage_penalty > 0 and model.aligned for model in models]
-    started = [model.start(sources, beam_size, coverage=looks) for model, looks in zip(models, looking, strict=True)]
-    step: StepFn
-    step, carry, tokens = started[0]
-    if len(models) > 1:
-        step, carry = Ensemble([one for one, _, _ in started]), tuple(carry for _, carry, _ in started)
-
-    def covered(carry: Carry) -> Tensor:
-        each = [carry] if len(models) == 1 else carry
-        seen = [one[1] for one, looks in zip(each, looking, strict=True) if looks]
-        return coverage(torch.stack(seen).mean(0), coverage_penalty)
-
+    step, carry, tokens = _start(models, sources, beam_size, coverage_penalty)
     return beam_search(
         step,
         carry,
@@ -396,8 +670,37 @@ def search(
         max_steps=limits,
         n_best=n_best,
         length_penalty=length_penalty,
-        bonus=covered if any(looking) else None,
+        bonus=_covered(models, coverage_penalty),
     ).rows
+
+
+def _start(
+    models: Sequence[Translator], sources: Sequence[Sequence[int]], beam_size: int, coverage_penalty: float
+) -> tuple[StepFn, Carry, Tensor]:
+    """Read sources, for so many hypotheses of each."""
+    started = [
+        model.start(sources, beam_size, coverage=looks)
+        for model, looks in zip(models, _looks(models, coverage_penalty), strict=True)
+    ]
+    if len(models) == 1:
+        return started[0]
+    return Ensemble([one for one, _, _ in started]), tuple(carry for _, carry, _ in started), started[0][2]
+
+
+def _looks(models: Sequence[Translator], coverage_penalty: float) -> list[bool]:
+    return [coverage_penalty > 0 and model.aligned for model in models]
+
+
+def _covered(models: Sequence[Translator], coverage_penalty: float) -> Callable[[Carry], Tensor] | None:
+    """What is added to the score of hypotheses that end, told by their carry; None where nothing is."""
+    looking = _looks(models, coverage_penalty)
+
+    def covered(carry: Carry) -> Tensor:
+        each = [carry] if len(models) == 1 else carry
+        seen = [one[1] for one, looks in zip(each, looking, strict=True) if looks]
+        return coverage(torch.stack(seen).mean(0), coverage_penalty)
+
+    return covered if any(looking) else None
 
 
 def coverage(seen: Tensor, weight: float) -> Tensor:
@@ -419,16 +722,9 @@ def score(
         sources: ids, EOS included.
         targets: ids, without EOS.
     """
-    device = models[0].source_embedding.weight.device
-    source, source_lengths = (part.to(device) for part in pad(sources))
-    inputs, lengths = (part.to(device) for part in pad([[BOS, *target] for target in targets]))
-    wanted = pad([[*target, EOS] for target in targets])[0].to(device)
-    each = []
-    for model in models:
-        y, _ = model(source, source_lengths, inputs, lengths)
-        each.append(-model.head.nll(y.flatten(0, 1), wanted.flatten()).view_as(wanted))
-    rows = torch.stack(each).logsumexp(0) - math.log(len(models))
-    return [row[: len(target) + 1] for row, target in zip(rows.tolist(), targets, strict=True)]
+    log_probs, _ = _joined([*_read(models, sources, targets, scores=True)])
+    assert log_probs is not None
+    return [row[: len(target) + 1] for row, target in zip(log_probs.tolist(), targets, strict=True)]
 
 
 @torch.inference_mode()
@@ -442,9 +738,53 @@ def align(
         sources: ids, EOS included.
         targets: ids, without EOS.
     """
+    _, weights = _joined([*_read(models, sources, targets, scores=False)])
+    assert weights is not None
+    return [row[: len(target) + 1, : len(ids)] for row, target, ids in zip(weights, targets, sources, strict=True)]
+
+
+def _read(
+    models: Sequence[Translator],
+    sources: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    *,
+    scores: bool,
+    step: int | None = None,
+) -> Generator[tuple[Tensor | None, Tensor | None]]:
+    """Read known translations, piece by piece.
+
+    Args:
+        models: in eval mode, of the same vocabularies.
+        sources: ids, EOS included.
+        targets: ids, without EOS.
+        scores: tell log-probabilities, too.
+        step: tokens of a piece; None reads all at once.
+
+    Yields:
+        the log-probability of each token, EOS at the end, by the mean of the models' probabilities, (B, t), and the
+        mean of the attention of those that have it, (B, t, S). What stands past a translation's end is not defined.
+    """
     device = models[0].source_embedding.weight.device
     source, source_lengths = (part.to(device) for part in pad(sources))
-    inputs, lengths = (part.to(device) for part in pad([[BOS, *target] for target in targets]))
-    weights = torch.stack([model(source, source_lengths, inputs, lengths)[1].float() for model in models]).mean(0)
-    return [row[: len(target) + 1, : len(ids)].cpu()
-            for row, target, ids in zip(weights, targets, sources, strict=True)]  # fmt: skip
+    inputs = pad([[BOS, *target] for target in targets])[0].to(device)
+    wanted = pad([[*target, EOS] for target in targets])[0].to(device)
+    encoded = [model.encode(source, source_lengths) for model in models]
+    carries = [carry for _, carry in encoded]
+    for start in range(0, inputs.shape[1], step or inputs.shape[1]):
+        piece = slice(start, start + (step or inputs.shape[1]))
+        chances, looks = [], []
+        for place, (model, (memory, _)) in enumerate(zip(models, encoded, strict=True)):
+            y, weights, carries[place] = model.read(inputs[:, piece], carries[place], memory)
+            if scores:
+                nll = model.head.nll(y.flatten(0, 1), wanted[:, piece].flatten())
+                chances.append(-nll.view_as(wanted[:, piece]))
+            if model.aligned:
+                looks.append(weights.float())
+        mean = torch.stack(chances).logsumexp(0) - math.log(len(chances)) if chances else None
+        yield mean, torch.stack(looks).mean(0) if looks else None
+
+
+def _joined(pieces: Sequence[tuple[Tensor | None, Tensor | None]]) -> tuple[Tensor | None, Tensor | None]:
+    """The pieces after each other, (B, T) and (B, T, S), on the CPU."""
+    log_probs, weights = ([one for one in column if one is not None] for column in zip(*pieces, strict=True))
+    return torch.cat(log_probs, 1).cpu() if log_probs else None, torch.cat(weights, 1).cpu() if weights else None

@@ -15,18 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from seqapp.beam_search import Ensemble, Hypotheses, Hypothesis, beam_search, best_of_logits
 from seqapp.decoding import (
     Bias,
-    Ensemble,
-    Hypotheses,
-    Hypothesis,
     MinimumLength,
     NoRepeatNgram,
     Processor,
     RepetitionPenalty,
     UsePenalty,
-    beam_search,
-    best_of_logits,
     forbid,
     generate,
     reorder,
@@ -95,6 +91,10 @@ class Bound:
     def take(self, sources: Tensor) -> Bound:
         self.taken.append(sources.tolist())
         return Bound(self.model, self.sources[sources], self.taken)
+
+    def join(self, other: Bound, carry: Any, joining: Any) -> tuple[Bound, Any]:
+        both = torch.cat([self.sources, other.sources])
+        return Bound(self.model, both, self.taken), torch.cat([carry, joining])
 
 
 def bind(model: Model, sources: Sequence[int], beam_size: int) -> tuple[Bound, Tensor, Tensor]:

@@ -18,7 +18,9 @@ from seqapp.config import Section
 from seqapp.errors import ConfigError
 from seqapp.registry import Positive, Registry, Size, Spec
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+CONFIGS = sorted(
+    path for path in (Path(__file__).parents[1] / "configs").rglob("*.yaml") if path.parent.name != "serving"
+)
 
 CELLS: Registry[Any] = Registry("cell")
 

@@ -11,15 +11,18 @@ from pipelines.options import SECTIONS
 from seqapp import config
 from seqapp.models.registry import MODELS
 from seqapp.tasks import TASKS
+from serving import deployment
 
 ROOT = Path(__file__).parents[1] / "configs"
-CONFIGS = sorted(ROOT.rglob("*.y*ml"))
+DEPLOYMENTS = sorted((ROOT / "serving").rglob("*.y*ml"))
+CONFIGS = sorted(set(ROOT.rglob("*.y*ml")) - set(DEPLOYMENTS))
 
 
 def test_there_are_configs_and_every_file_is_one() -> None:
     assert CONFIGS
-    assert {path for path in ROOT.rglob("*") if path.is_file()} == set(CONFIGS)
-    assert all(path.suffix == ".yaml" for path in CONFIGS)
+    assert DEPLOYMENTS
+    assert {path for path in ROOT.rglob("*") if path.is_file()} == {*CONFIGS, *DEPLOYMENTS}
+    assert all(path.suffix == ".yaml" for path in (*CONFIGS, *DEPLOYMENTS))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -38,6 +41,11 @@ def test_config_loads_and_its_model_builds(path: Path) -> None:
     assert again == resolved
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", DEPLOYMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_server_is_to_serve_can_be_read(path: Path) -> None:
+    assert deployment.read(path)
+
+
+@pytest.mark.parametrize("path", [*CONFIGS, *DEPLOYMENTS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_config_begins_with_a_comment_that_says_what_it_is(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("# ")

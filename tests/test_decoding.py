@@ -19,6 +19,7 @@ from seqapp.decoding import (
     Chosen,
     MinimumLength,
     NoRepeatNgram,
+    OnRows,
     RepetitionPenalty,
     Sample,
     StopStrings,
@@ -27,6 +28,7 @@ from seqapp.decoding import (
     generate,
     greedy,
     stream,
+    uniform,
 )
 
 EOS = 3
@@ -142,7 +144,7 @@ def test_a_seed_gives_the_same_tokens_alone_as_in_any_batch(name: str) -> None:
     table = 2 * torch.randn(9, 9)
     table[:, EOS] = -1
     seeds, starts = [7, 0, 2**60, 7], [1, 2, 4, 1]
-    steps = Sample.BLOCK + 10 if name == "plain" else 30
+    steps = decoding.BLOCK + 10 if name == "plain" else 30
     together = run(table, starts, steps, sampler=Sample(seeds, **SAMPLERS[name]))
     for row, (seed, start) in enumerate(zip(seeds, starts, strict=True)):
         alone = run(table, [start], steps, sampler=Sample([seed], **SAMPLERS[name]))
@@ -398,3 +400,90 @@ def test_a_stop_text_over_several_pieces() -> None:
     ]  # fmt: skip
     assert matcher.stopped
     assert matcher.finish() == ""
+
+
+# Rows that come and go
+
+
+@given(
+    size=st.integers(1, 4),
+    prompts=st.lists(st.lists(st.integers(0, 2), max_size=5), min_size=2, max_size=2),
+    prefixes=st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=2, max_size=2),
+)
+def test_ngrams_of_rows_that_began_later_are_those_of_the_rows_alone(
+    size: int, prompts: list[list[int]], prefixes: list[list[int]]
+) -> None:
+    def left(rows: list[list[int]]) -> Tensor:
+        width = max(map(len, rows))
+        return torch.tensor([[-1] * (width - len(row)) + row for row in rows]).long().view(len(rows), width)
+
+    together = apply(NoRepeatNgram(size, left(prompts)), left(prefixes).tolist(), torch.zeros(2, 3))
+    for row in range(2):
+        alone = NoRepeatNgram(size, torch.tensor([prompts[row]]).long())
+        assert together[row].tolist() == apply(alone, [prefixes[row]], torch.zeros(1, 3))[0].tolist()
+
+
+def test_processors_of_some_rows_leave_the_others_as_they_are() -> None:
+    logits = tensor([2.0, -2.0, 1.0], [0.5, 1.0, 1.5], [3.0, 3.0, 3.0])
+    found = apply(
+        OnRows(torch.tensor([2, 0]), [Bias(tensor([1.0, 0.0, 0.0], [0.0, 0.0, 5.0])), UsePenalty(frequency=0.5)]),
+        [[1, 1], [2, 2], [-1, 0]],
+        logits,
+    )
+    assert found.tolist() == [[2, -3, 6], [0.5, 1, 1.5], [3.5, 3, 3]]
+
+
+def test_draws_go_on_where_they_stand() -> None:
+    table, draws = torch.randn(9), uniform(4)
+    whole = Sample([4])
+    wanted = [int(whole(table[None])) for _ in range(12)]
+    assert [int(Sample([draws])(table[None])) for _ in range(12)] == wanted
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(1, 9)), min_size=1, max_size=6), st.data())
+def test_a_row_grows_as_alone_whoever_comes_and_goes(visits: list[tuple[int, int, int]], data: st.DataObject) -> None:
+    """By a step that counts, so that rows which take each other's carry are found out."""
+    table = 3 * torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    processors = [UsePenalty(0.5, 0.3), NoRepeatNgram(3)]
+
+    def step(tokens: Tensor, carry: tuple[Tensor, tuple[Tensor]]) -> tuple[Tensor, Any]:
+        count, (total,) = carry
+        logits = table[tokens] + (count[:, None] * torch.arange(6)).sin() + total.cos()[:, None] * table[0]
+        return logits, (count + 1, (total + tokens,))
+
+    def begin(start: int) -> decoding.Growing:
+        return decoding.Growing.begin((torch.tensor([0.5]), (torch.tensor([1.0]),)), torch.tensor([start]))
+
+    names: list[int] = []
+    inside: decoding.Growing | None = None
+    told: dict[int, list[int]] = {}
+    for clock in range(15):
+        coming = [name for name, (comes, _, _) in enumerate(visits) if comes == clock]
+        parts = [begin(visits[name][1]) for name in coming]
+        if parts or inside is not None:
+            inside = decoding.Growing.join([*parts, *([] if inside is None else [inside])])
+            names = coming + names
+            for name, token in zip(names, _grown(inside, step, processors), strict=True):
+                told.setdefault(name, []).append(token)
+            kept = [place for place, name in enumerate(names) if len(told[name]) < visits[name][2]]
+            kept = data.draw(st.permutations(kept))
+            names, inside = [names[place] for place in kept], inside.take(kept) if kept else None
+    for name, (_, start, steps) in enumerate(visits):
+        alone = begin(start)
+        assert told[name] == [_grown(alone, step, processors)[0] for _ in range(steps)]
+
+
+def _grown(rows: decoding.Growing, step: decoding.StepFn, processors: Sequence[decoding.Processor]) -> list[int]:
+    return rows.step(step, eos_id=EOS, processors=processors).tokens.tolist()
+
+
+def test_nan_is_told_of_its_row_and_the_others_go_on() -> None:
+    table = chain(0, 1, 2)
+    table[5] = math.nan
+    rows = decoding.Growing.begin((), torch.tensor([0, 5, 1]))
+    found = rows.step(lambda tokens, carry: (table[tokens], carry), eos_id=EOS, sampler=Sample([1, 2, 3], top_p=0.5),
+                      processors=[UsePenalty(1.0)])  # fmt: skip
+    assert found.nan == [1]
+    assert found.tokens[[0, 2]].tolist() == [1, 2]
+    assert found.log_probs[[0, 2]].isfinite().all()

@@ -199,7 +199,7 @@ def test_more_rows_than_are_decoded_together_change_nothing(monkeypatch: pytest.
     task, model = writer()
     requests = [GenerationInput(**fields) for fields in OPTIONS[:9]]
     whole = task.predict(model, requests)
-    monkeypatch.setattr("seqapp.completion.ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("seqapp.completer.ROWS_AT_ONCE", 2)
     assert all(close(a.model_dump(), b.model_dump())
                for a, b in zip(task.predict(model, requests), whole, strict=True))  # fmt: skip
 
@@ -245,18 +245,18 @@ def test_the_pieces_of_a_stream_are_the_whole_answer(kind: str) -> None:
 def test_a_stream_is_computed_as_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     task, model = writer()
     steps: list[int] = []
-    start = LanguageModel.start
+    made = LanguageModel.steps
 
-    def counted(*given: Any) -> Any:
-        step, carry, tokens = start(*given)
+    def counted(model: LanguageModel, rows: int) -> Any:
+        step = made(model, rows)
 
         def one(*state: Any) -> Any:
             steps.append(1)
             return step(*state)
 
-        return one, carry, tokens
+        return one
 
-    monkeypatch.setattr(LanguageModel, "start", counted)
+    monkeypatch.setattr(LanguageModel, "steps", counted)
     reader = task.stream(model, GenerationInput(prompt="the", temperature=0, max_tokens=50, min_tokens=50))
     assert not steps
     for _ in range(3):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable
 
 import pytest
 import sentencex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqapp.data.sentences import segments
+from seqapp.data import sentences
 
 # What ends sentences, lines and clauses, stands between words, or is no text at all.
 PARTS = [
@@ -37,6 +38,12 @@ PARTS = [
 ]
 PARTS += ["\n", "\r\n", "\r", "\t", "\x0b", "\x1c", "\x85", "\u2028", "\xa0", "\u200b", "\0", "\ud800", "😀", "e\u0301"]
 PARTS += ["今天很好", "。", "，", "है।", "Größe", "abcdefghijklmnop"]
+
+
+def segments(text: str, language: str, longest: int, length: Callable[[str], int]) -> list[tuple[str, str]]:
+    return list(sentences.segments(text, language, longest, length))
+
+
 texts = st.lists(st.sampled_from(PARTS), max_size=40).map("".join) | st.text(max_size=60)
 
 

@@ -20,9 +20,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from seqapp import metrics
+from seqapp.beam_search import Hypothesis
 from seqapp.data.pairs import SentencePair
 from seqapp.data.tokenizers import BOS, EOS, UNK
-from seqapp.decoding import Hypothesis
 from seqapp.errors import BundleError, ConfigError, DataError
 from seqapp.models.translator import Translator
 from seqapp.tasks import TASKS, InputError

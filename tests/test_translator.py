@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from seqapp.beam_search import Hypothesis, beam_search
 from seqapp.data.batching import pad
 from seqapp.data.tokenizers import BOS, EOS, PAD, UNK
-from seqapp.decoding import Hypothesis, beam_search, generate
+from seqapp.decoding import generate
 from seqapp.errors import ConfigError
 from seqapp.models.registry import MODELS
 from seqapp.models.translator import Bridge, Translator

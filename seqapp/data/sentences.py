@@ -15,9 +15,10 @@ _WORD = re.compile(r"\s*\S+\s*")
 _WORDS = re.compile(r".*\S\s", re.DOTALL)
 
 
-def segments(text: str, language: str, longest: int, length: Callable[[str], int]) -> list[tuple[str, str]]:
+def segments(text: str, language: str, longest: int, length: Callable[[str], int]) -> Iterator[tuple[str, str]]:
     r"""Sentences, each with the white space that follows it; one that is too long in several pieces.
 
+    They are cut as they are asked for, so that nobody need wait for the whole of a long text.
     A piece ends at every line end and at every sentence end. If it is still longer than ``longest``, as many of its
     clauses as fit are a piece, ended by commas and the like; of a clause that is too long by itself as many words; of
     such a word as many letters. A single letter is never cut.
@@ -32,18 +33,18 @@ def segments(text: str, language: str, longest: int, length: Callable[[str], int
         longest: most that ``length`` may tell of a piece.
         length: of a piece, such as its number of tokens; about the same for every letter more.
     """
-    spans, end = [], 0
+    end = first = last = 0  # of what was read, and of the piece before
     for line in text.splitlines(keepends=True):
         for sentence in _sentences(line, language.replace("_", "-").partition("-")[0].lower()):
             for part in _fitting(sentence, longest, length, (_CLAUSE.findall, _WORD.findall, list)):
                 start = end + len(part) - len(part.lstrip())
                 end += len(part)
                 if piece := part.strip():
-                    spans.append((start, start + len(piece)))
-    if not spans or spans[0][0] > 0:
-        spans.insert(0, (0, 0))
-    starts = [*(start for start, _ in spans[1:]), len(text)]
-    return [(text[start:end], text[end:then]) for (start, end), then in zip(spans, starts, strict=True) if then]
+                    if start:
+                        yield text[first:last], text[last:start]
+                    first, last = start, start + len(piece)
+    if text:
+        yield text[first:last], text[last:]
 
 
 def _sentences(line: str, language: str) -> Iterator[str]:

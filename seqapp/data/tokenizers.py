@@ -117,6 +117,11 @@ class Tokenizer:
         encodings = self.core.encode_batch([clean(text) for text in texts], add_special_tokens=False)
         return [Encoded(encoding.ids, encoding.offsets) for encoding in encodings]
 
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids alone of each of some texts, which are found more quickly."""
+        encodings = self.core.encode_batch_fast([clean(text) for text in texts], add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
     def encode_all(self, texts: Iterable[str]) -> Iterator[NDArray[numpy.uint32]]:
         """The ids alone of each of many texts, of which few are in memory at a time."""
         if isinstance(self.core.decoder, decoders.Fuse):  # single characters
@@ -401,7 +406,12 @@ def byte_bpe(*, max_vocabulary: Size = 8_000, min_frequency: Size = 2, lowercase
 def clean(text: str) -> str:
     """``text`` with each lone surrogate as "?", every offset unchanged."""
     # A lone surrogate, which JSON and surrogateescape can produce, has no UTF-8 form and would stop the library.
-    return text.encode("utf-8", "replace").decode("utf-8") if any("\ud800" <= c <= "\udfff" for c in text) else text
+    try:
+        if not text.isascii():
+            text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode("utf-8")
+    return text
 
 
 def _normalizer(lowercase: bool) -> Any:

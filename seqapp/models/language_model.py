@@ -129,25 +129,52 @@ class LanguageModel(nn.Module):
             copies: how often each row is wanted; copies stand beside each other, N = B * copies.
 
         Returns:
-            step, the carry to step from, and the tokens (N,) to step with: the last of each prompt. Where the
-            condition enters at every step it is part of the carry, so that rows can be reordered.
+            step, the carry to step from, and the tokens (N,) to step with: the last of each prompt.
         """
-        device = self.embedding.weight.device
         rows = [[BOS, *prompt] for prompt in prompts]
-        tokens = torch.tensor([row[-1] for row in rows], device=device)
-        carry = self.begin(self.embedding.weight.new_zeros(len(rows), self.embedding.embedding_dim), condition)
+        carry = self.fresh(len(rows), condition)
         for first in range(0, max(map(len, rows)) - 1, READ_AT_ONCE):
-            parts = [row[first : min(first + READ_AT_ONCE, len(row) - 1)] for row in rows]
-            ids, lengths = (part.to(device) for part in pad(parts))
-            after = self.encoder(self.embed(ids, condition), lengths.clamp(min=1), carry)[1]
-            carry = select(lengths > 0, after, carry)
-        step: Callable[..., Any]
-        if self.condition is not None and self.at_every_step:
-            step, carry = self._conditioned_step, (carry, condition)
-        else:
-            step = self.step if self.training else self._fast_step(len(rows) * copies)
+            carry = self.read([row[first : min(first + READ_AT_ONCE, len(row) - 1)] for row in rows], carry)[1]
         copied = map_carry(lambda leaf: leaf.repeat_interleave(copies, 0), carry)
-        return step, copied, tokens.repeat_interleave(copies)
+        tokens = torch.tensor([row[-1] for row in rows], device=self.embedding.weight.device)
+        return self.steps(len(rows) * copies), copied, tokens.repeat_interleave(copies)
+
+    def fresh(self, rows: int, condition: Tensor | None = None) -> Carry:
+        """What :meth:`steps` and :meth:`read` go on from before BOS: condition (N, C) of the rows, or None."""
+        carry = self.begin(self.embedding.weight.new_zeros(rows, self.embedding.embedding_dim), condition)
+        return (carry, condition) if self._conditions_steps else carry
+
+    def read(self, parts: Sequence[Sequence[int]], carry: Carry) -> tuple[Tensor, Carry]:
+        """Read on in rows, some tokens of each; a row that has none stays as it is.
+
+        Args:
+            parts: ids of each row, some of one at least.
+            carry: of the rows, from :meth:`fresh` or from before.
+
+        Returns:
+            what the head projects, (N, T, O) or (N, T, E), and the carry.
+        """
+        ids, lengths = (part.to(self.embedding.weight.device) for part in pad(parts))
+        condition = None
+        if self._conditions_steps:
+            carry, condition = carry
+        y, after = self.encoder(self.embed(ids, condition), lengths.clamp(min=1), carry)
+        if bool((lengths == 0).any()):
+            after = select(lengths > 0, after, carry)
+        return self._read_out(y), (after, condition) if self._conditions_steps else after
+
+    def steps(self, rows: int) -> Step:
+        """:meth:`step` for about so many rows, with the weights as they stand now.
+
+        Where the condition enters at every step it is part of the carry, so that rows can be reordered.
+        """
+        if self._conditions_steps:
+            return self._conditioned_step
+        return self.step if self.training else self._fast_step(rows)
+
+    @property
+    def _conditions_steps(self) -> bool:
+        return self.condition is not None and self.at_every_step
 
     def _fast_step(self, rows: int) -> Step:
         """As :meth:`step` for so many rows, with the weights as they stand now."""

@@ -172,6 +172,19 @@ class Translator(nn.Module):
             carry = (self.bridge(self.encoder.last(y, lengths), self.decoder.lower, lower), *rest)
         return memory, carry
 
+    def read(self, inputs: Tensor, carry: Carry, memory: Memory) -> tuple[Tensor, Tensor, Carry]:
+        """Read a piece of a known target, in eval mode.
+
+        Args:
+            inputs: (B, T), of the first piece from BOS on.
+            carry: after the piece before, or as :meth:`encode` gives it.
+            memory: of the sources.
+
+        Returns:
+            what the head projects (B, T, R), the attention (B, T, S), and the carry after the piece.
+        """
+        return cast(tuple[Tensor, Tensor, Carry], self.decoder(self._embed(inputs), None, carry, memory))
+
     def _embed(self, tokens: Tensor) -> Tensor:
         return cast(Tensor, self.target_dropout(self.target_embedding(tokens)))
 
@@ -203,7 +216,7 @@ class Step:
     """One token for each row: tokens (N,), carry -> logits (N, V), carry.
 
     The memory is bound to it, B sources for N = B K rows: a search reorders the K rows of a source among themselves and
-    so never the memory.
+    so never the memory. LAW: a row's logits are the same, whichever sources are taken and joined.
 
     Args:
         model: in eval mode.
@@ -213,7 +226,7 @@ class Step:
     """
 
     def __init__(self, model: Translator, memory: Memory, rows: int, *, coverage: bool = False) -> None:
-        self.memory, self.coverage = memory, coverage
+        self.memory, self.coverage, self.rows = memory, coverage, rows
         self._advance, self._logits = fast_decoder(model.decoder, rows), fast_logits(model.head, rows)
         self._table = model.target_embedding.weight
 
@@ -224,13 +237,39 @@ class Step:
             return self._logits(y), carry
         inner, seen = carry
         inner, y, weights = self._advance(inner, x, self.memory)
-        return self._logits(y), (inner, seen + weights)
+        return self._logits(y), (inner, _as_long(seen, weights.shape[1], 1) + weights)
 
     def take(self, sources: Tensor) -> Step:
         """The step of some of the sources: their places, (B',)."""
         fewer = copy.copy(self)
-        fewer.memory = map_carry(lambda leaf: leaf.index_select(0, sources), self.memory)
+        mask = self.memory[2].index_select(0, sources)
+        size = int(mask.sum(1).max())
+        fewer.memory = map_carry(lambda leaf: leaf[:, :size].index_select(0, sources), self.memory)
         return fewer
+
+    def join(self, other: Step, carry: Carry, joining: Carry) -> tuple[Step, Carry]:
+        """The step of these sources and, after them, of another's; with its carry, made of both."""
+        size = max(self.memory[2].shape[1], other.memory[2].shape[1])
+
+        def join(one: Tensor, two: Tensor) -> Tensor:
+            return torch.cat([one, two])
+
+        both = copy.copy(self if self.rows >= other.rows else other)
+        both.memory = map_carry(
+            lambda one, two: join(_as_long(one, size, 0), _as_long(two, size, 0)), self.memory, other.memory
+        )
+        if not self.coverage:
+            return both, map_carry(join, carry, joining)
+        (inner, seen), (joining_inner, joining_seen) = carry, joining
+        seen = join(_as_long(seen, size, 1), _as_long(joining_seen, size, 1))
+        return both, (map_carry(join, inner, joining_inner), seen)
+
+
+def _as_long(leaf: Tensor, size: int, value: float) -> Tensor:
+    """A leaf (B, S, ...) cut to ``size`` positions, or filled up to them with ``value``."""
+    if leaf.shape[1] >= size:
+        return leaf[:, :size]
+    return torch.cat([leaf, leaf.new_full((len(leaf), size - leaf.shape[1], *leaf.shape[2:]), value)], 1)
 
 
 @MODELS.register("translator")

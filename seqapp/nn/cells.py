@@ -8,6 +8,7 @@ is the equation; ``unroll`` runs the same weights over a whole row by a faster w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn.functional import linear, logsigmoid
 
 from seqapp.nn import kernels
 from seqapp.nn.init import RecurrentInit, glorot_, orthogonal_, recurrent_
+from seqapp.nn.kept import kept, stays
 from seqapp.nn.kernels import Activation, longest_first
 from seqapp.nn.recurrent import RECURRENT, Masked, Recurrent, gather, scan, valid_mask, zero_padding
 from seqapp.nn.teaching import mix
@@ -30,6 +32,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "identity": lambda x: x,
 }
+
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_mkldnn_rnn_layer_weight")  # type: ignore[no-untyped-call]
+_LSTM_MODE = 2
+"""PyTorch's number for an LSTM among recurrent kernels."""
 
 # sigmoid(+-CLOSED) is exactly 0 or 1 in float32, bfloat16 and float64.
 CLOSED = 1e4
@@ -562,22 +568,67 @@ class LSTM(Masked[tuple[Tensor, Tensor]]):
 
         return longest_first(loop, x, lengths, carry, mask)
 
+    def read_back(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        if not (self.squash and self._keeps_weights(x)):
+            return super().read_back(x, lengths)
+        # The padding comes first: the state is still zero there, and so is what is told of it.
+        return self._read_kept(x, lengths, self.initial_carry(len(x), x), back=True)
+
     def _fused(
         self, x: Tensor, lengths: Tensor | None, carry: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        V: Tensor = self.V
+        if self._keeps_weights(x):
+            y, (h, c) = self._read_kept(x, lengths, carry, back=False)
+        else:
+            weights = [self.V, self.W, self.b, torch.zeros_like(self.b)]
+            if lengths is not None:
+                x, weights[0] = _mark_padding(x, lengths), self._marked()
+            start = carry[0][None], carry[1][None]
+            y, h, c = torch.lstm(x, start, weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
+            h, c = h[0], c[0]
         if lengths is not None:
-            # Close the input gate and open the forget gate on padding: c ends as every row's own memory.
-            x = _mark_padding(x, lengths)
-            freeze = torch.zeros(4, self.hidden_size, dtype=V.dtype, device=V.device)
-            freeze[0], freeze[1] = -CLOSED, CLOSED
-            V = torch.cat([V, freeze.view(-1, 1)], 1)
-        weights = [V, self.W, self.b, torch.zeros_like(self.b)]
-        h0, c0 = (leaf[None] for leaf in carry)
-        y, h, c = torch.lstm(x, (h0, c0), weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
+            y, h = zero_padding(y, lengths), gather(y, lengths)
         # Autocast gives bfloat16; the carry stays what it was, so that it fits where autocast has ended.
-        end = (h[0] if lengths is None else gather(y, lengths)).to(carry[0].dtype), c[0].to(carry[1].dtype)
-        return zero_padding(y, lengths), end
+        return y, (h.to(carry[0].dtype), c.to(carry[1].dtype))
+
+    def _keeps_weights(self, x: Tensor) -> bool:
+        """Whether the weights may be read from a copy in oneDNN's order, which saves a short row much of its time."""
+        return (
+            _ONEDNN
+            and not torch.is_grad_enabled()
+            and x.device.type == "cpu"
+            and x.dtype == self.V.dtype == torch.float32
+            and len(x) > 0
+            and stays((self.V, self.W, self.b))
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+    def _read_kept(
+        self, x: Tensor, lengths: Tensor | None, carry: tuple[Tensor, Tensor], *, back: bool
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """All positions, from the last to the first if ``back``; what y holds on the padding is told by no one."""
+        padded = lengths is not None
+        if lengths is not None:
+            x = _mark_padding(x, lengths)
+        weights = kept((self.V, self.W, self.b), (padded, back), partial(self._packed, padded, back))
+        y, h, c, _ = torch.ops.aten.mkldnn_rnn_layer.default(
+            x.transpose(0, 1).contiguous(), *weights, *carry,
+            back, [], _LSTM_MODE, self.hidden_size, 1, True, False, False, False,
+        )  # fmt: skip
+        return y.transpose(0, 1), (h, c)
+
+    def _marked(self) -> Tensor:
+        """V (4H, I + 1), whose last input closes the input gate and opens the forget gate: c stays as it is."""
+        freeze = torch.zeros(4, self.hidden_size, dtype=self.V.dtype, device=self.V.device)
+        freeze[0], freeze[1] = -CLOSED, CLOSED
+        return torch.cat([self.V, freeze.view(-1, 1)], 1)
+
+    def _packed(self, padded: bool, back: bool) -> list[Tensor]:
+        """V and W in oneDNN's order and the two biases it adds up; every call of ``torch.lstm`` makes these anew."""
+        V = self._marked() if padded else self.V.detach()
+        order = torch.ops.mkldnn._reorder_mkldnn_rnn_layer_weight
+        return [*order(V, self.W.detach(), self.hidden_size, back, True, False, None), self.b.detach(),
+                torch.zeros_like(self.b)]  # fmt: skip
 
 
 @RECURRENT.register("lstm_linear_output")

@@ -8,19 +8,18 @@ where there are several rows, faster still from a copy in its own order, which m
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
-from torch.utils.weak import WeakIdKeyDictionary
 
 from seqapp.nn.attention import Attention, Dot, General, Memory
 from seqapp.nn.cells import GRU, LSTM, GRUResetAfter, LSTMLinearOutput
 from seqapp.nn.decoder import AttentionDecoder
 from seqapp.nn.heads import Head, LinearHead
+from seqapp.nn.kept import kept
 from seqapp.nn.recurrent import Carry, Recurrent, Stack, WeightDropout
 
 Advance = Callable[[Carry, Tensor], tuple[Carry, Tensor]]
@@ -36,10 +35,6 @@ _PACKED_FOR = 8
 """Rows that the copy's order is made for; it serves any number."""
 
 
-_KEPT: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""By a weight that no training changes: its packed copies, as long as it lives. Making one costs several steps."""
-
-
 def _packed(weights: Sequence[Tensor], part: slice) -> Tensor:
     """The part of the rows of weights (O, I) side by side, in the other library's order, as the weights stand now."""
 
@@ -47,16 +42,7 @@ def _packed(weights: Sequence[Tensor], part: slice) -> Tensor:
         joined = torch.cat([weight.detach()[part] for weight in weights], 1)
         return cast(Tensor, torch.ops.mkldnn._reorder_linear_weight(joined, _PACKED_FOR))
 
-    # A version does not tell what fused optimizers and `.data` change, so what may be trained is packed each time.
-    if any(weight.requires_grad or weight.is_inference() for weight in weights):
-        return pack()
-    versions, of, key = [weight._version for weight in weights], weights[1:], (part.start, part.stop, len(weights))
-    kept = _KEPT.setdefault(weights[0], {})  # type: ignore[no-untyped-call]
-    packed, others, before = kept.get(key, (None, (), ()))
-    if packed is None or not all(map(operator.is_, others, of)) or before != versions:
-        packed = pack()
-        kept[key] = packed, of, versions
-    return cast(Tensor, packed)
+    return kept(weights, (part.start, part.stop, len(weights)), pack)
 
 
 def product(weight: Tensor | Sequence[Tensor], bias: Tensor | None, rows: int, part: slice = slice(None)) -> Product:

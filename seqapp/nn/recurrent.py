@@ -148,9 +148,9 @@ class Encoder(nn.Module, ABC):
                 raise ValueError(f"{name}: lengths have dtype {lengths.dtype}; torch.int64 fits")
             if lengths.shape != x.shape[:1]:
                 raise ValueError(f"{name}: lengths have shape {tuple(lengths.shape)}; ({x.shape[0]},) fits")
-            if len(lengths) and (int(lengths.min()) < 1 or int(lengths.max()) > x.shape[1]):
-                raise ValueError(f"{name}: lengths go from {int(lengths.min())} to {int(lengths.max())}; "
-                                 f"1 to {x.shape[1]} fits")  # fmt: skip
+            low, high = (int(end) for end in lengths.aminmax()) if len(lengths) else (1, 1)
+            if low < 1 or high > x.shape[1]:
+                raise ValueError(f"{name}: lengths go from {low} to {high}; 1 to {x.shape[1]} fits")
 
     def prepare_input(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Checked x with zeros on its padding, and lengths, or None when there is no padding.
@@ -212,6 +212,15 @@ class Recurrent(Encoder, Generic[C]):
     def unroll(self, x: Tensor, lengths: Tensor | None, carry: C) -> tuple[Tensor, C]:
         """All positions at once, on checked input whose padding is zero. A faster kernel overrides this."""
         return scan(self.step, carry, x, lengths)
+
+    def read_back(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, C]:
+        """From each row's last position to its first, on checked input whose padding is zero.
+
+        Returns:
+            y (B, T, O), each output at the position that was read last for it, and the carry at each row's start.
+        """
+        y, carry = self.unroll(flip(x, lengths), lengths, self.initial_carry(len(x), x))
+        return flip(y, lengths), carry
 
     def forward(self, x: Tensor, lengths: Tensor | None = None, carry: C | None = None) -> tuple[Tensor, C]:
         """Run over x (B, T, I).
@@ -419,9 +428,8 @@ class Bidirectional(Encoder):
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, tuple[Carry, Carry]]:
         """y (B, T, O) and the carries of both directions at the end of their reading."""
         x, lengths = self.prepare_input(x, lengths)
-        y_ahead, carry_ahead = self.ahead(x, lengths)
-        y_back, carry_back = self.back(flip(x, lengths), lengths)
-        y_back = flip(y_back, lengths)
+        y_ahead, carry_ahead = self.ahead.unroll(x, lengths, self.ahead.initial_carry(len(x), x))
+        y_back, carry_back = self.back.read_back(x, lengths)
         if self.merge == "concat":
             return torch.cat([y_ahead, y_back], -1), (carry_ahead, carry_back)
         y = y_ahead + y_back

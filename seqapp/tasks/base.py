@@ -9,7 +9,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from seqapp.metrics import Metric
 from seqapp.models.registry import MODELS
 from seqapp.nn.recurrent import Carry
 from seqapp.registry import Registry
+
+if TYPE_CHECKING:
+    from seqapp.tasks.running import Running
 
 E = TypeVar("E")
 """One example of a data source."""
@@ -264,6 +267,24 @@ class Task(ABC, Generic[E, I]):
         Raises:
             InputError: for an input that cannot be answered.
         """
+
+    def running(self, model: nn.Module) -> Running:
+        """A batch of requests that come and go, for a server; by default one is answered after the other.
+
+        Args:
+            model: built by this task, in eval mode.
+        """
+        from seqapp.tasks.running import Alone  # which needs what stands in this file
+
+        return Alone(self, model)
+
+    def effort(self, given: Any) -> int:
+        """About how many tokens of work an input is, at least 1; quick, for whoever decides what may wait."""
+        return 1
+
+    def written(self, said: Any) -> int:
+        """How many tokens an answer, or a piece of one, added to a text; 0 where nothing is written."""
+        return 0
 
     @abstractmethod
     def describe(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from seqapp.completion import Completer, GenerationInput, GenerationOutput, Piece, Request
+from seqapp.completer import Completer, Completions
+from seqapp.completion import GenerationInput, GenerationOutput, Piece
+from seqapp.completion_rows import Request
 from seqapp.data.batching import pad
 from seqapp.data.counts import Blocks, bigrams, unigrams
 from seqapp.data.streams import Batch, Stream
@@ -30,6 +32,7 @@ from seqapp.nn.recurrent import Carry
 from seqapp.outcomes import Outcomes
 from seqapp.registry import Spec
 from seqapp.tasks.base import TASKS, InputError, Task
+from seqapp.tasks.running import Failed, Running, Said
 
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE, SAMPLED_CLASSES = 300, 0.8, 20
 """Of what the model says after each epoch."""
@@ -37,6 +40,8 @@ PROMPT_CHARACTERS = 100
 """Of the texts a bundle is asked to score when it is loaded."""
 REQUEST_TOKENS = 64
 """Added to a prompt when the time of an answer is measured."""
+READ_FOR_ONE = 4
+"""Characters of a prompt that are about as much work as a token to write."""
 LONGEST_ROW = 10_000
 """Most tokens of a text that is learned as one row."""
 PARTS = 100
@@ -297,12 +302,36 @@ class Generation(Task[Passage, Item]):
         requests, problems = [], {}
         for index, given in enumerate(inputs):
             try:
-                requests.append(completer.request(index, given, self._condition(given.condition)))
+                requests.append(self._request(completer, given))
             except ValueError as error:
                 problems[index] = str(error)
         if problems:
             raise InputError.of(problems)
         return requests
+
+    def _request(self, completer: Completer, given: GenerationInput) -> Request:
+        return completer.request(given, self._condition(given.condition))
+
+    def running(self, model: nn.Module) -> Running:
+        """Completions that grow side by side, whatever their options; see :class:`seqapp.completer.Completions`.
+
+        Args:
+            model: built by this task, in eval mode.
+        """
+        assert isinstance(model, LanguageModel)
+        return RunningGeneration(self, model)
+
+    def effort(self, given: GenerationInput) -> int:
+        """Tokens to write and, since many are read at once, a share of the characters to read."""
+        scored = given.echo and given.logprobs is not None
+        read = len(given.prompt) // (1 if scored else READ_FOR_ONE)
+        return 1 + read + given.max_tokens * (given.beam_size or given.n)
+
+    def written(self, said: GenerationOutput | Piece) -> int:
+        """Tokens of all completions, or of the one that a piece ends."""
+        if isinstance(said, Piece):
+            return said.tokens or 0
+        return sum(one.tokens for one in said.completions)
 
     def sample(self, model: nn.Module, items: Any = None) -> str:
         """A text from the start, or one for each class, always with the same random numbers."""
@@ -384,6 +413,46 @@ class Generation(Task[Passage, Item]):
         if given is not None:
             raise ValueError("condition: this model was trained without; null fits")
         return None
+
+
+class RunningGeneration(Running):
+    """Completions of many requests that grow side by side.
+
+    Args:
+        task: prepared.
+        model: built by the task, in eval mode.
+    """
+
+    def __init__(self, task: Generation, model: LanguageModel) -> None:
+        self._task, self._completer = task, Completer(task.tokenizer, model)
+        self._batch = Completions(self._completer)
+
+    @property
+    def full(self) -> bool:
+        return self._batch.full
+
+    def join(self, key: Hashable, given: BaseModel, *, stream: bool = False) -> None:
+        assert isinstance(given, GenerationInput)
+        try:
+            request = self._task._request(self._completer, given)
+        except ValueError as error:
+            raise InputError(0, str(error)) from None
+        self._batch.join(key, request, stream=stream)
+
+    def leave(self, key: Hashable) -> None:
+        self._batch.leave(key)
+
+    def pause(self, key: Hashable, *, paused: bool) -> None:
+        self._batch.pause(key, paused=paused)
+
+    def step(self) -> list[Said | Failed]:
+        return [
+            Failed(key, value) if isinstance(value, Exception) else Said(key, value, last)
+            for key, value, last in self._batch.step()
+        ]
+
+    def __len__(self) -> int:
+        return len(self._batch)
 
 
 def _cut(text: str, before: int, characters: int) -> Iterator[tuple[str, bool]]:

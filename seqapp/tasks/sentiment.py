@@ -19,7 +19,7 @@ from seqapp.calibration import load_temperature, save_temperature
 from seqapp.data.batching import cut_by_tokens, pad
 from seqapp.data.splits import LabelledText
 from seqapp.data.tables import read_labelled
-from seqapp.data.tokenizers import TOKENIZERS, Encoded, Tokenizer, clean
+from seqapp.data.tokenizers import TOKENIZERS, Tokenizer, clean
 from seqapp.data.vocabulary import Vocabulary
 from seqapp.errors import BundleError, DataError
 from seqapp.metrics import Confusion, Metric, Ratio
@@ -27,11 +27,14 @@ from seqapp.models.classifier import Classifier
 from seqapp.outcomes import Outcomes
 from seqapp.registry import Size, Spec
 from seqapp.tasks.base import TASKS, InputError, Task
+from seqapp.tasks.running import Passes
 
 log = logging.getLogger(__name__)
 
 PREDICT_TOKENS = 16_384
 """Padded tokens in one forward pass of :meth:`Sentiment.predict`."""
+EXPLAINED = 4
+"""How many times as long an answer takes that is explained."""
 
 
 class SentimentInput(BaseModel):
@@ -64,10 +67,18 @@ class SentimentOutput(BaseModel):
 
 
 class Item(NamedTuple):
-    """One encoded text; ``target`` is -1 when the answer is asked for."""
+    """One encoded text."""
 
     ids: list[int]
     target: int
+
+
+class Read(NamedTuple):
+    """One encoded text to answer; ``offsets`` are there where the answer names tokens."""
+
+    given: SentimentInput
+    ids: list[int]
+    offsets: list[tuple[int, int]]
 
 
 class Batch(NamedTuple):
@@ -133,8 +144,8 @@ class Sentiment(Task[LabelledText, Item]):
         return {"vocabulary_size": self.tokenizer.size, "classes": len(self.labels)}
 
     def encode(self, examples: Sequence[LabelledText]) -> list[Item]:
-        encoded = self._encode_texts([example.text for example in examples])
-        return [Item(row.ids, self.labels.index(example.label)) for row, example in zip(encoded, examples, strict=True)]
+        rows = self._rows([example.text for example in examples])
+        return [Item(row, self.labels.index(example.label)) for row, example in zip(rows, examples, strict=True)]
 
     def augment(self, item: Item, chance: random.Random) -> Item:
         if self.crop is None or len(item.ids) <= self.crop:
@@ -171,31 +182,58 @@ class Sentiment(Task[LabelledText, Item]):
         return model(batch.ids, batch.lengths), batch.targets
 
     def predict(self, model: nn.Module, inputs: Sequence[SentimentInput]) -> list[SentimentOutput]:
+        reads = self.read(inputs)
+        lengths = [len(one.ids) for one in reads]
+        order = sorted(range(len(reads)), key=lambda index: lengths[index])
+        outputs: dict[int, SentimentOutput] = {}
+        for indices in cut_by_tokens(order, lengths, PREDICT_TOKENS, max_rows=256):
+            outputs |= zip(indices, self.answer(model, [reads[index] for index in indices]), strict=True)
+        return [outputs[index] for index in range(len(reads))]
+
+    def running(self, model: nn.Module) -> Passes[Read]:
+        return Passes(self, model)
+
+    def effort(self, given: SentimentInput) -> int:
+        words = 1 + len(given.text) // 5
+        return EXPLAINED * words if given.explain else words
+
+    def read(self, inputs: Sequence[SentimentInput]) -> list[Read]:
+        """Texts as ids.
+
+        Raises:
+            InputError: for texts that are empty.
+        """
+        rows = self._rows([one.text for one in inputs])
+        offsets = (self.tokenizer.encode(one.text).offsets if one.explain else [] for one in inputs)
+        return [Read(*read) for read in zip(inputs, rows, offsets, strict=True)]
+
+    def tokens(self, read: Read) -> int:
+        """How long a text is."""
+        return len(read.ids)
+
+    def apart(self, read: Read) -> bool:
+        """Whether a text is to be explained, which takes a backward pass for it alone."""
+        return read.given.explain
+
+    def answer(self, model: nn.Module, reads: Sequence[Read]) -> list[SentimentOutput]:
+        """The answers to texts, in one forward pass, and a backward pass for each that is to be explained."""
         assert isinstance(model, Classifier)
-        encoded = self._encode_texts([given.text for given in inputs])
-        lengths = [len(row.ids) for row in encoded]
-        order = sorted(range(len(inputs)), key=lambda index: lengths[index])
-        logits = torch.empty(len(inputs), len(self.labels))
+        device = model.embedding.weight.device
         with torch.inference_mode():
-            for indices in cut_by_tokens(order, lengths, PREDICT_TOKENS, max_rows=256):
-                ids, sizes = pad([encoded[index].ids for index in indices])
-                device = model.embedding.weight.device
-                logits[indices] = model(ids.to(device), sizes.to(device)).cpu()
-        # The label is that of the logits, which no temperature makes equal.
-        labels = logits.argmax(1).tolist()
-        probabilities = (logits / (self.temperature or 1.0)).softmax(1).tolist()
-        outputs = []
-        for given, row, chances, best in zip(inputs, encoded, probabilities, labels, strict=True):
-            tokens = self._explain(model, given.text, row, best) if given.explain else None
-            outputs.append(
-                SentimentOutput(
-                    label=self.labels.names[best],
-                    score=chances[best],
-                    scores=dict(zip(self.labels.names, chances, strict=True)),
-                    tokens=tokens,
-                )
+            ids, sizes = pad([one.ids for one in reads])
+            logits = model(ids.to(device), sizes.to(device)).cpu()
+            # The label is that of the logits, which no temperature makes equal.
+            labels = logits.argmax(1).tolist()
+            probabilities = (logits / (self.temperature or 1.0)).softmax(1).tolist()
+        return [
+            SentimentOutput(
+                label=self.labels.names[best],
+                score=chances[best],
+                scores=dict(zip(self.labels.names, chances, strict=True)),
+                tokens=self._explain(model, one, best) if one.given.explain else None,
             )
-        return outputs
+            for one, chances, best in zip(reads, probabilities, labels, strict=True)
+        ]
 
     def describe(self) -> str:
         return f"Chooses one of {len(self.labels)} labels for a text: {', '.join(self.labels.names)}."
@@ -228,28 +266,24 @@ class Sentiment(Task[LabelledText, Item]):
         except DataError as error:
             raise BundleError(f"{path}: {error}") from None
 
-    def _encode_texts(self, texts: Sequence[str]) -> list[Encoded]:
-        encoded = self.tokenizer.encode_batch(texts)
-        empty = [
-            index
-            for index, (row, text) in enumerate(zip(encoded, texts, strict=True))
-            if not row.ids or not text.strip()
-        ]
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
+        rows = self.tokenizer.ids(texts)
+        empty = [index for index, text in enumerate(texts) if not rows[index] or text.isspace()]
         if empty:
             raise InputError.of(dict.fromkeys(empty, "the text is empty: it holds no word, digit or mark"))
         if self.max_tokens is None:
-            return encoded
-        cut = [len(row.ids) - self.max_tokens for row in encoded if len(row.ids) > self.max_tokens]
+            return rows
+        cut = [len(row) - self.max_tokens for row in rows if len(row) > self.max_tokens]
         if cut:
             log.warning(
                 "%d of %d text(s) are longer than max_tokens=%d; %d token(s) at their ends are not read",
-                len(cut), len(encoded), self.max_tokens, sum(cut),
+                len(cut), len(rows), self.max_tokens, sum(cut),
             )  # fmt: skip
-        return [Encoded(row.ids[: self.max_tokens], row.offsets[: self.max_tokens]) for row in encoded]
+        return [row[: self.max_tokens] for row in rows]
 
-    def _explain(self, model: Classifier, text: str, row: Encoded, label: int) -> list[TokenWeight]:
+    def _explain(self, model: Classifier, read: Read, label: int) -> list[TokenWeight]:
         """Gradient times input of the label's log-odds against the other labels (Simonyan et al. 2014)."""
-        ids, lengths = pad([row.ids])
+        ids, lengths = pad([read.ids])
         device = model.embedding.weight.device
         with torch.enable_grad():
             ids = ids.to(device)
@@ -258,8 +292,8 @@ class Sentiment(Task[LabelledText, Item]):
             others = torch.cat([logits[:label], logits[label + 1 :]])
             (gradient,) = torch.autograd.grad(logits[label] - others.logsumexp(0), vectors)
         weights = (gradient * vectors).sum(-1)[0].tolist()
-        shown = clean(text)
+        shown = clean(read.given.text)
         return [
             TokenWeight(text=shown[start:end], start=start, end=end, weight=weight)
-            for (start, end), weight in zip(row.offsets, weights, strict=True)
+            for (start, end), weight in zip(read.offsets, weights, strict=False)  # what was cut has no weight
         ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, cast
 
@@ -25,7 +26,18 @@ from seqapp.models.translator import Translator
 from seqapp.nn.recurrent import valid_mask
 from seqapp.registry import Probability, Size, Spec
 from seqapp.tasks.base import TASKS, InputError, Matrix, Task
-from seqapp.translation import MOST_BEAMS, Interpreter, TranslationInput, TranslationOutput, align, limit, search
+from seqapp.tasks.running import Failed, Running, Said
+from seqapp.translation import (
+    MOST_BEAMS,
+    ROWS_AT_ONCE,
+    Interpreter,
+    Translating,
+    TranslationInput,
+    TranslationOutput,
+    align,
+    limit,
+    search,
+)
 from seqapp.translation_scores import Translations
 
 LONGEST_SIDE = 1_000
@@ -34,6 +46,9 @@ SAMPLES, DRAWN = 8, 3
 """How many sentences a person is shown after each epoch, and how many pictures of attention."""
 LOOKED_AT = 100
 """How many sentences of a user's file show whether it is in the language that is translated."""
+END_COST = 10
+"""What a sentence end counts for in characters: however short, a sentence is searched for 10 tokens and more."""
+SENTENCE_END = re.compile(r"[.!?…。！？।\r\n\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 log = logging.getLogger(__name__)
 
@@ -319,22 +334,24 @@ class Translation(Task[SentencePair, Item]):
         Raises:
             InputError: for texts that are empty, or too long to be scored as one sentence.
         """
-        problems = {index: problem for index, given in enumerate(inputs) if (problem := self._problem(given))}
+        problems = {index: problem for index, given in enumerate(inputs) if (problem := self.problem(given))}
         if problems:
             raise InputError.of(problems)
-        interpreter = Interpreter(
-            self.source_tokenizer,
-            self.target_tokenizer,
-            [cast(Translator, model) for model in models],
-            language=self.languages[0],
-            longest=self.longest,
-            beam_size=self.beam_size,
-            length_penalty=self.length_penalty,
-            profile=self.profile,
-        )
-        return interpreter.answer(inputs, done=done)
+        return self._interpreter(models).answer(inputs, done=done)
 
-    def _problem(self, given: TranslationInput) -> str:
+    def running(self, model: nn.Module) -> Running:
+        """Texts whose sentences are searched side by side; a stream of one is refused, for it has no pieces."""
+        return _Answers(self, Translating(self._interpreter([model])))
+
+    def effort(self, given: BaseModel) -> int:
+        """About how many tokens are searched, at most one of a character."""
+        assert isinstance(given, TranslationInput)
+        if given.target is not None:
+            return len(given.text) + len(given.target)
+        beams = max(given.beam_size or self.beam_size, given.alternatives + 1)
+        return (len(given.text) + END_COST * (1 + len(SENTENCE_END.findall(given.text)))) * beams
+
+    def problem(self, given: TranslationInput) -> str:
         """What is wrong with an input, and what would fit; empty if nothing is."""
         if not given.text.strip():
             return "text: it is empty; a sentence fits"
@@ -347,6 +364,18 @@ class Translation(Task[SentencePair, Item]):
             if (size := len(tokenizer.encode(text).ids)) > LONGEST_SIDE:
                 return f"{side}: it has {size:,} tokens; at most {LONGEST_SIDE:,} fit where a translation is scored"
         return ""
+
+    def _interpreter(self, models: Sequence[nn.Module]) -> Interpreter:
+        return Interpreter(
+            self.source_tokenizer,
+            self.target_tokenizer,
+            [cast(Translator, model) for model in models],
+            language=self.languages[0],
+            longest=self.longest,
+            beam_size=self.beam_size,
+            length_penalty=self.length_penalty,
+            profile=self.profile,
+        )
 
     def like(self, other: Translation) -> bool:
         """Whether models of both can answer as one: the same languages and the same tokens."""
@@ -432,6 +461,47 @@ class Translation(Task[SentencePair, Item]):
         if self.profile is not None and (notice := self.profile.notice(looked_at)):
             log.warning("%s: %s", path, notice)
         return pairs
+
+
+class _Answers(Running):
+    """Texts that are translated side by side.
+
+    Args:
+        task: that checks them.
+        inside: those that fit.
+    """
+
+    def __init__(self, task: Translation, inside: Translating) -> None:
+        self._task, self._inside = task, inside
+
+    @property
+    def full(self) -> bool:
+        """Whether the texts inside, by a sentence of each, have enough for the next steps to choose from."""
+        return self._inside.rows >= 2 * ROWS_AT_ONCE
+
+    def join(self, key: Hashable, given: BaseModel, *, stream: bool = False) -> None:
+        """Take in a text, which the next steps translate.
+
+        Raises:
+            InputError: of index 0, if it cannot be translated.
+            ValueError: if pieces are asked for; a translation has none.
+        """
+        assert isinstance(given, TranslationInput)
+        if stream:
+            raise ValueError("a translation has no pieces to stream; stream=False fits")
+        if problem := self._task.problem(given):
+            raise InputError(0, problem)
+        self._inside.join(key, given)
+
+    def leave(self, key: Hashable) -> None:
+        self._inside.leave(key)
+
+    def step(self) -> list[Said | Failed]:
+        return [Failed(key, found) if isinstance(found, Exception) else Said(key, found, True)
+                for key, found in self._inside.step()]  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self._inside)
 
 
 def _blocks(items: Sequence[Item]) -> Blocks:

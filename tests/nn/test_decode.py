@@ -13,6 +13,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from seqapp.nn import cells, decode  # noqa: F401  (cells registers the networks by name)
+from seqapp.nn import kept as keeping
 from seqapp.nn.decode import fast_logits, fast_step, product
 from seqapp.nn.heads import HEADS
 from seqapp.nn.recurrent import RECURRENT
@@ -139,15 +140,15 @@ def test_a_step_made_before_a_change_keeps_to_the_weights_as_they_stood() -> Non
 
 
 def test_copies_of_what_no_training_changes_are_kept_and_go_with_their_weight() -> None:
-    kept = len(decode._KEPT)
+    kept = len(keeping._KEPT)
     trained, weight = nn.Parameter(torch.randn(1024, 512)), torch.randn(1024, 512)
     for one in (trained, weight, weight):
         multiply = product(one, None, 8)
-    assert len(decode._KEPT) == kept + decode._ONEDNN
+    assert len(keeping._KEPT) == kept + decode._ONEDNN
     weight.add_(1)
     x = torch.randn(8, 512)
     assert_close(product(weight, None, 8)(x), torch.nn.functional.linear(x, weight), atol=1e-3, rtol=1e-5)
     del weight, one
     gc.collect()
-    assert len(decode._KEPT) == kept
+    assert len(keeping._KEPT) == kept
     assert multiply(torch.randn(8, 512)).isfinite().all()

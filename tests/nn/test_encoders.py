@@ -23,7 +23,9 @@ from seqapp.nn.recurrent import (
     Stack,
     flip,
     gather,
+    scan,
     valid_mask,
+    zero_padding,
 )
 from seqapp.registry import InvalidOption
 
@@ -148,6 +150,26 @@ def test_reversing_the_input_and_swapping_directions_reverses_the_output(kind: s
     assert_close(torch.cat([y_swapped[..., 4:], y_swapped[..., :4]], -1), flip(y, lengths), rtol=0, atol=1e-12)
     assert_close((ahead, back), (ahead_swapped, back_swapped), rtol=0, atol=0)
     assert not torch.allclose(y_swapped, flip(y, lengths))
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+@pytest.mark.parametrize("hidden", [4, 64])
+def test_kept_copies_of_weights_read_as_the_step_does_and_see_each_change(
+    lengths: Tensor | None, hidden: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = cells.LSTM(I, hidden).float().eval().requires_grad_(False)
+    x = zero_padding(torch.randn(B, T, I, dtype=torch.float32), lengths)
+    start = torch.randn(2, B, hidden, dtype=torch.float32).unbind()
+    monkeypatch.setattr(torch, "lstm", lambda *given: pytest.fail("the weights were put in order anew"))
+    if not cells._ONEDNN:
+        monkeypatch.undo()
+    with torch.inference_mode():
+        for change in (0.0, 0.5):
+            layer.V.add_(change)
+            layer.W.sub_(change)
+            assert_close(layer(x, lengths, start), scan(layer.step, start, x, lengths), rtol=1e-5, atol=1e-5)
+            y, end = scan(layer.step, layer.initial_carry(B, x), flip(x, lengths), lengths)
+            assert_close(layer.read_back(x, lengths), (flip(y, lengths), end), rtol=1e-5, atol=1e-5)
 
 
 def test_merges_are_made_of_the_same_directions() -> None:
