@@ -5,37 +5,18 @@ from __future__ import annotations
 import argparse
 import errno
 import ipaddress
-import logging
-import os
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Sequence
 from types import FrameType
-from typing import TYPE_CHECKING
 
-import uvicorn
 from pydantic import ValidationError
 
 from seqapp.errors import SeqappError
+from serving import keys
 from serving.settings import Settings
-
-if TYPE_CHECKING:
-    from serving.models import LiveModel, Models
-
-
-class StartError(Exception):
-    """The server cannot start; the message says why and what would help.
-
-    Args:
-        message: for the person at the terminal.
-        code: exit status: 1 for a failure, 2 for a wrong choice.
-    """
-
-    def __init__(self, message: str, code: int = 1) -> None:
-        super().__init__(message)
-        self.code = code
+from serving.workers import StartError, serve, supervise
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,17 +28,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 after a stop signal, 1 if it could not start, 2 if a choice was wrong, 130 if interrupted while starting.
     """
-    # The server answers a stop signal itself and then raises it again, which would end the process as killed.
+    # While the server answers it heeds signals itself; before that, one ends the process, and not as killed.
     signal.signal(signal.SIGTERM, _stop)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["key"]:
+        return keys.main(arguments[1:])
     try:
         settings = _settings(arguments)
+        if settings.keys:
+            keys.Keys(settings.keys)  # a file that does not fit shows before any model is loaded
         with _bind(settings) as listener:
-            return _serve(settings, listener)
+            if settings.backend == "ray":
+                return _by_ray(settings, listener)
+            if settings.workers > 1:
+                return supervise(settings, listener, complain=_complain, started=_say)
+            return serve(settings, listener, complain=_complain, started=_say)
     except StartError as error:
-        print(f"serving: {error}", file=sys.stderr)
+        _complain(str(error))
         return error.code
     except SeqappError as error:
-        print(f"serving: {error}", file=sys.stderr)
+        _complain(str(error))
         return 1
     except KeyboardInterrupt:
         return 130
@@ -66,16 +56,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _settings(arguments: Sequence[str] | None) -> Settings:
     parser = argparse.ArgumentParser(
         prog="python -m serving",
-        description="Answer over HTTP from trained models.",
+        description="Answer over HTTP from trained models. `python -m serving key --help` is about keys.",
         epilog="Other settings come from the environment: "
         + "; ".join(f"SEQAPP_{name.upper()}: {field.description}" for name, field in Settings.model_fields.items()),
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", default=argparse.SUPPRESS,
                         help="bundle directory, NAME@ALIAS, NAME/VERSION or run id; default: every champion of the "
                         "registry, the most recently registered first")  # fmt: skip
+    parser.add_argument("--deployment", metavar="FILE", default=argparse.SUPPRESS,
+                        help="YAML file of names to serve, each with its versions, their weights and a "
+                        "shadow")  # fmt: skip
     parser.add_argument("--host", default=argparse.SUPPRESS, help="address to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=argparse.SUPPRESS,
                         help="port to listen at, 0 for a free one (default: 8000)")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=argparse.SUPPRESS,
+                        help="processes that answer side by side (default: 1)")  # fmt: skip
+    parser.add_argument("--backend", choices=("uvicorn", "ray"), default=argparse.SUPPRESS,
+                        help="what runs the workers: uvicorn on this machine, or Ray Serve, which has up to so many "
+                        "replicas as the load asks for (default: uvicorn)")  # fmt: skip
     parser.add_argument("--insecure-public", action="store_true", default=argparse.SUPPRESS,
                         help="listen beyond this machine although anyone may then call")  # fmt: skip
     given = vars(parser.parse_args(arguments))
@@ -96,11 +94,13 @@ def _bind(settings: Settings) -> socket.socket:
         )[0]
     except OSError as error:
         raise StartError(f"{where}: {error.strerror}; --host takes an address of this machine", 2) from None
-    if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback and not settings.insecure_public:
+    if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback and not (
+        settings.keys or settings.insecure_public
+    ):
         raise StartError(
             f"{where} can be reached from other machines, and this server has no authentication: anyone who reaches it "
-            "could use the models. Listen at 127.0.0.1, or put it behind a proxy that authenticates; if anyone may "
-            "call, say --insecure-public",
+            "could use the models. Make keys with `python -m serving key new NAME --keys FILE` and set "
+            "SEQAPP_KEYS=FILE, or listen at 127.0.0.1; if anyone may call, say --insecure-public",
             2,
         )
     listener = socket.socket(family, kind, protocol)
@@ -115,76 +115,28 @@ def _bind(settings: Settings) -> socket.socket:
     return listener
 
 
-def _serve(settings: Settings, listener: socket.socket) -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("serving").setLevel(logging.INFO)
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # These bring torch, which takes seconds; a wrong option or a taken port has been told by now.
-    from serving.app import ANSWERED, create_app
-    from serving.engine import THREAD_PREFIX
-    from serving.models import go_live
-
-    models = go_live(settings.models, settings.threads, ANSWERED)
-    for refusal in models.refused:
-        print(f"serving: {refusal.reference} is not live: {refusal.reason}", file=sys.stderr)
-    if not len(models):
-        raise StartError("no model is live, so there is nothing to serve")
-
-    host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                print(_welcome(models, url, settings), flush=True)
-
-    config = uvicorn.Config(
-        create_app(settings, models),
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=settings.shutdown_seconds,
-    )
+def _by_ray(settings: Settings, listener: socket.socket) -> int:
     try:
-        Server(config).run([listener])
-    except (KeyboardInterrupt, SystemExit) as stop:
-        code = stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 0
-    else:
-        code = 0
-    for thread in threading.enumerate():
-        if thread.name.startswith(THREAD_PREFIX):
-            thread.join(0.5)
-            if thread.is_alive():  # a forward pass cannot be stopped, and its caller has been cut off
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-    return code
+        from serving import ray_serve
+    except ImportError:
+        raise StartError("--backend ray takes the extra of that name: pip install 'seqapp[serve,ray]'", 2) from None
+    host, port = listener.getsockname()[:2]
+    listener.close()  # Ray opens the port itself
+    try:
+        ray_serve.run(settings, host, port)
+    except (KeyboardInterrupt, SystemExit):
+        return 0
+    except RuntimeError as error:  # what Ray raises if a deployment does not become healthy
+        raise StartError(str(error)) from None
+    return 0
 
 
-def _welcome(models: Models, url: str, settings: Settings) -> str:
-    width = max(len(model.id) for model in models)
-    lines = ["seqapp answers with"]
-    for model in models:
-        version = f"version {model.reference.version}" if model.reference.version else ""
-        alias = f"@{model.reference.alias}" if model.reference.alias else ""
-        lines.append(f"  {model.id:<{width}}  {', '.join(filter(None, (model.task, version, alias, _figure(model))))}")
-    lines += [f"playground  {url}/"] + ([f"documents   {url}{settings.docs_url}"] if settings.docs_url else [])
-    return "\n".join([*lines, "Ctrl+C stops it."])
+def _say(welcome: str) -> None:
+    print(welcome, flush=True)
 
 
-def _figure(model: LiveModel) -> str:
-    """The score that chose the model's weights, as a person reads it."""
-    task = model.bundle.task
-    name = task.selection[0]
-    split = next((split for split in ("test", "validation") if name in model.scores.get(split, {})), None)
-    title = task.titles.get(name, name)
-    if split is None:
-        return f"no {title} known"
-    value = model.scores[split][name]
-    return f"{value:.1%} {split} {title}" if name in task.shares else f"{value:.3f} {split} {title}"
+def _complain(line: str) -> None:
+    print(f"serving: {line}", file=sys.stderr, flush=True)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

@@ -33,6 +33,9 @@ class Observer:
     def live(self, task: str, model: str, version: str, *, is_live: bool) -> None:
         """A version went live, or is no more."""
 
+    def reloaded(self, model: str, outcome: str) -> None:
+        """A reload of a model has come to its end: unchanged, swapped or kept."""
+
     def refused(self, kind: str) -> None:
         """A request was refused before any model saw it; ``kind`` is that of its problem."""
 

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from seqapp.registry import suggest
+from serving.engine import Late, Overloaded, Refused
 from serving.models import UnknownModel
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 COMPLETIONS = "/v1/completions"
 """The path whose clients expect OpenAI's errors."""
+INFERENCE = "/v2"
+"""The path below which clients of the Open Inference Protocol look for ``error``."""
 MOST_ERRORS = 20
 """Field errors listed in one answer; a hostile body can hold a million."""
 
@@ -47,12 +50,20 @@ class Problem(BaseModel):
     errors: list[FieldError] = Field(default=[], description="the fields that are wrong, if fields are")
 
 
+class InferenceProblem(Problem):
+    """An error as clients of the Open Inference Protocol read it, too."""
+
+    error: str = Field(description="`detail`, by the name that the protocol has for it")
+
+
 class OpenAIError(BaseModel):
     """What was wrong, in the words of OpenAI's interface."""
 
     message: str = Field(description="what was wrong, and what would fit, for a person")
     type: Literal["invalid_request_error", "server_error"] = Field(description="whose fault it is")
-    param: str | None = Field(description="the first field that is wrong, if fields are", examples=["temperature"])
+    param: str | None = Field(
+        default=None, description="the first field that is wrong, if fields are", examples=["temperature"]
+    )
     code: str = Field(description="what a program should look at", examples=["model_not_found"])
 
 
@@ -60,6 +71,13 @@ class OpenAIProblem(BaseModel):
     """An error as OpenAI's clients read it."""
 
     error: OpenAIError
+
+
+_OPENAI_CODES = {
+    "unknown-model": "model_not_found",
+    "unauthorized": "invalid_api_key",
+    "too-many-requests": "rate_limit_exceeded",
+}
 
 
 class Kind(NamedTuple):
@@ -70,15 +88,27 @@ class Kind(NamedTuple):
 
 
 KINDS = {
+    "malformed-request": Kind(400, "The request is not HTTP that this server reads"),
     "malformed-body": Kind(400, "The body cannot be read"),
+    "unauthorized": Kind(401, "A key is missing, or is not known"),
+    "forbidden": Kind(403, "The key may not do this"),
     "unknown-path": Kind(404, "There is no such path"),
     "unknown-model": Kind(404, "There is no such model"),
+    "reload-failed": Kind(409, "What was asked for is not live"),
     "method-not-allowed": Kind(405, "The path does not take this method"),
+    "request-timeout": Kind(408, "The request did not come in time"),
     "body-too-large": Kind(413, "The body is too large"),
+    "url-too-long": Kind(414, "The path is too long"),
     "unsupported-media-type": Kind(415, "The body is not declared as JSON"),
+    "misdirected": Kind(421, "Another host was asked for"),
     "invalid-request": Kind(422, "The request does not fit"),
+    "too-many-requests": Kind(429, "One client asks too much"),
+    "headers-too-large": Kind(431, "The headers are too large"),
+    "client-gone": Kind(499, "The client has left"),
     "internal-error": Kind(500, "The server failed"),
+    "overloaded": Kind(503, "The server has too much to do"),
     "not-ready": Kind(503, "The server is not ready"),
+    "deadline-exceeded": Kind(504, "The answer took too long"),
 }
 
 
@@ -157,9 +187,19 @@ def fields(*errors: tuple[str, str]) -> ProblemError:
     return ProblemError("invalid-request", "; ".join(f"{one.field}: {one.detail}" for one in found[:3]), found)
 
 
+def unanswered(error: Refused | Late) -> ProblemError:
+    """Why an engine gave no answer."""
+    if isinstance(error, Late):
+        return ProblemError("deadline-exceeded", str(error))
+    kind = "overloaded" if isinstance(error, Overloaded) else "not-ready"
+    return ProblemError(kind, str(error), headers={"Retry-After": str(error.retry_after)})
+
+
 def respond(scope: Scope, error: HTTPException) -> Response:
     """``error`` as a response to the request of ``scope``."""
-    status, media_type, answer = render(scope["path"], error, scope["state"]["request_id"])
+    state = scope["state"]
+    state["problem"] = error.kind if isinstance(error, ProblemError) else "http"
+    status, media_type, answer = render(scope["path"], error, state["request_id"])
     # json.dumps writes ASCII, so a lone surrogate that a client sent and a detail repeats cannot break the answer.
     return Response(json.dumps(answer.model_dump()), status, error.headers, media_type)
 
@@ -170,7 +210,7 @@ def render(path: str, error: HTTPException, request_id: str) -> tuple[int, str, 
     if path.rstrip("/") == COMPLETIONS:
         # OpenAI knows no 422; its clients show the message of a 400 to a person.
         status = 400 if error.status_code == 422 else error.status_code
-        code = "model_not_found" if kind == "unknown-model" else (kind or HTTPStatus(status).name.lower())
+        code = _OPENAI_CODES.get(kind or "", kind or HTTPStatus(status).name.lower())
         wrong = OpenAIError(
             message=str(error.detail),
             type="invalid_request_error" if status < 500 else "server_error",
@@ -183,10 +223,12 @@ def render(path: str, error: HTTPException, request_id: str) -> tuple[int, str, 
         title=KINDS[kind].title if kind else HTTPStatus(error.status_code).phrase,
         status=error.status_code,
         detail=str(error.detail),
-        instance=quote(path, errors="replace"),
+        instance=quote(path[:500], errors="replace"),
         request_id=request_id,
         errors=errors,
     )
+    if path == INFERENCE or path.startswith(f"{INFERENCE}/"):
+        problem = InferenceProblem(**dict(problem), error=problem.detail)
     return problem.status, MEDIA_TYPE, problem
 
 
@@ -200,6 +242,11 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
         return respond(request.scope, _validation(request, error))
+
+    @app.exception_handler(Refused)
+    @app.exception_handler(Late)
+    async def _unanswered(request: Request, error: Refused | Late) -> Response:
+        return respond(request.scope, unanswered(error))
 
     @app.exception_handler(UnknownModel)
     async def _unknown(request: Request, error: UnknownModel) -> Response:
@@ -231,11 +278,17 @@ def documented(
     return responses
 
 
-def schemas() -> dict[str, Any]:
-    """The OpenAPI components that :func:`documented` refers to."""
+def schemas(bodies: Sequence[type[BaseModel]] = ()) -> dict[str, Any]:
+    """The OpenAPI components that :func:`documented` refers to.
+
+    Args:
+        bodies: further ones, of requests.
+    """
     found: dict[str, Any] = {}
-    for model in (Problem, OpenAIProblem):
-        schema = model.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
+    answers: list[type[BaseModel]] = [Problem, InferenceProblem, OpenAIProblem]
+    for model in (*answers, *bodies):
+        mode: Literal["validation", "serialization"] = "validation" if model in bodies else "serialization"
+        schema = model.model_json_schema(mode=mode, ref_template="#/components/schemas/{model}")
         found |= {**schema.pop("$defs", {}), model.__name__: schema}
     return found
 
@@ -255,11 +308,12 @@ def _explained(request: Request, error: HTTPException) -> HTTPException:
             "method-not-allowed", f"{path[:200]} takes {allowed}, not {request.method}", headers={"Allow": allowed}
         )
     if error.status_code == 400:
-        return ProblemError("malformed-body", _unreadable(error.__cause__))
+        return ProblemError("malformed-body", unreadable(error.__cause__))
     return error
 
 
-def _unreadable(cause: BaseException | None) -> str:
+def unreadable(cause: BaseException | None) -> str:
+    """Why a body is no JSON, in words."""
     if isinstance(cause, UnicodeDecodeError):
         return f"the body is not UTF-8: byte {cause.start} cannot be decoded ({cause.reason})"
     if isinstance(cause, RecursionError):
@@ -295,8 +349,10 @@ def _validation(request: Request, error: RequestValidationError) -> ProblemError
             found.append((field, detail) if named else ("body", f"{field} {detail}"))
         else:
             given = entry.get("input")
-            shown = repr(given[:40]) if isinstance(given, str) else str(given)[:40]
-            shown = f", not {shown}" if isinstance(given, str | int | float) else ""
+            # Neither a list nor an object is shown: one that is nested deeply cannot be written.
+            shown = repr(given[:40]) if isinstance(given, str) else ""
+            shown = str(given)[:40] if isinstance(given, int | float) else shown
+            shown = f", not {shown}" if shown else ""
             found.append((place or "body", f"{entry['msg']}{shown}" if entry["type"] != "missing" else "is required"))
     return fields(*found)
 

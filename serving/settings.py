@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Words = Annotated[list[str], NoDecode]
+"""Words, separated by white space or commas."""
 
 
 class Settings(BaseSettings):
@@ -15,7 +19,7 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="address to listen at")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen at; 0 takes a free one")
-    models: Annotated[list[str], NoDecode] = Field(
+    models: Words = Field(
         default=[], description="MODEL references, separated by white space or commas; none stands for every champion"
     )
     insecure_public: bool = Field(default=False, description="listen beyond this machine although anyone may then call")
@@ -41,16 +45,111 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         default=None, ge=1, description="threads of one forward pass; none shares the cores out evenly"
     )
-    docs_url: str | None = Field(default="/docs", description="path of the interactive documentation")
-    access_log: bool = Field(default=True, description="log one line per request")
-    stall_seconds: float = Field(
-        default=60, gt=0, description="how long the reader of a stream may take nothing before it is cut off"
+    docs_url: str | None = Field(
+        default="/docs", pattern="^/.", description="path of the interactive documentation, or none"
     )
+
+    deployment: Path | None = Field(
+        default=None, description="YAML file of names to serve, each with its versions, their weights and a shadow"
+    )
+    poll_seconds: float = Field(
+        default=30, ge=0, description="seconds between looks for a new version of an alias or directory; 0 never looks"
+    )
+    swap_seconds: float = Field(
+        default=300, gt=0, description="how long a version that was replaced may finish what it was asked"
+    )
+    reload_seconds: float = Field(default=120, gt=0, description="how long a reload waits for the other workers")
+
+    keys: Path | None = Field(
+        default=None, description="file of the keys that may call, made by `python -m serving key new NAME`"
+    )
+    metrics_access: Literal["open", "user", "admin"] = Field(
+        default="user", description="who may read /metrics where keys are asked for"
+    )
+    trusted_hosts: Words = Field(
+        default=[], description="Host names that requests may ask for, such as api.example.org or *.example.org"
+    )
+    trusted_proxies: Words = Field(
+        default=[], description="addresses or networks of proxies whose X-Forwarded-For is believed; * believes anybody"
+    )
+    cors_origins: Words = Field(
+        default=[], description="origins whose pages may call, such as https://example.org; * allows all"
+    )
+    hsts_seconds: int = Field(
+        default=0, ge=0, description="how long a browser shall come back by https only; for a server behind https"
+    )
+
+    rate: float | None = Field(default=None, gt=0, description="requests a second of one client, lasting")
+    rate_burst: int | None = Field(
+        default=None, ge=1, description="requests of one client at once; none takes those of one second"
+    )
+    rate_inputs: float | None = Field(default=None, gt=0, description="inputs a second of one client, lasting")
+    rate_inputs_burst: int | None = Field(
+        default=None, ge=1, description="inputs of one client at once; none takes those of ten seconds"
+    )
+    max_in_flight: int = Field(
+        default=1000, ge=1, description="most POST requests of one process at once, streams counted; beyond it is 503"
+    )
+    max_waiting: int = Field(default=1024, ge=1, description="most inputs that wait for one model; beyond it is 503")
+    max_waiting_tokens: int = Field(
+        default=2_000_000, ge=1, description="most work that waits for one model, in tokens, about; beyond it is 503"
+    )
+    max_wait_seconds: float = Field(
+        default=5, gt=0, description="longest wait for one model, as estimated; beyond it is 503"
+    )
+    deadline_seconds: float = Field(
+        default=300, gt=0, description="longest time for an answer; a client may ask for less by X-Request-Timeout"
+    )
+    max_connections: int = Field(default=1000, ge=1, description="most connections of one process at once")
+    max_url: int = Field(default=8 * 1024, ge=64, description="longest path with its query, in bytes")
+    max_header_bytes: int = Field(default=64 * 1024, ge=256, description="largest head of a request")
+    max_headers: int = Field(default=100, ge=8, description="most headers of a request")
+    header_seconds: float = Field(default=10, gt=0, description="how long a client may take to send its headers")
+    body_seconds: float = Field(
+        default=20, gt=0, description="how long a client may take to send a body, besides the time of client_rate"
+    )
+    client_rate: int = Field(
+        default=1024, ge=1, description="bytes a second that a client must send of a body, or take of an answer"
+    )
+    idle_seconds: float = Field(default=15, gt=0, description="how long a connection stays open between requests")
+    stall_seconds: float = Field(
+        default=60, gt=0, description="how long the reader of an answer may take nothing before it is cut off"
+    )
+
+    access_log: bool = Field(default=True, description="tell one line per request, for people, on stderr")
+    audit_log: str | None = Field(
+        default=None, description="file that has one JSON line for each request; - stands for stderr"
+    )
+    log_text: bool = Field(default=False, description="tell also the texts of users in the audit log")
     shutdown_seconds: int = Field(
         default=10, ge=0, description="how long running requests may finish after a stop signal"
     )
+    drain_delay_seconds: float = Field(
+        default=0, ge=0, description="how long the port stays open after a stop signal, while /readyz says no"
+    )
+    workers: int = Field(
+        default=1, ge=1, le=256, description="processes that answer side by side, each with all models"
+    )
+    hang_seconds: float = Field(
+        default=30, gt=0, description="a worker whose event loop stands still for so long is replaced"
+    )
+    start_seconds: float = Field(
+        default=600, gt=0, description="a worker that does not answer so long after its start is killed"
+    )
+    state: Path | None = Field(default=None, description="folder that workers share; the server makes and removes it")
+    backend: Literal["uvicorn", "ray"] = Field(
+        default="uvicorn", description="what runs the workers: this machine's processes, or Ray Serve's replicas"
+    )
+    traces: str | None = Field(
+        default=None, description="where OpenTelemetry spans go: an OTLP endpoint such as http://host:4318, or console"
+    )
 
-    @field_validator("models", mode="before")
+    @field_validator("docs_url", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return None if value == "none" else value
+
+    @field_validator("models", "trusted_hosts", "trusted_proxies", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return value.replace(",", " ").split() if isinstance(value, str) else value

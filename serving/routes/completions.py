@@ -18,9 +18,21 @@ from starlette.types import Message, Receive, Scope, Send
 from seqapp.completion import MOST_TOKENS, BeamNode, GenerationInput, GenerationOutput, Piece, ScoredToken
 from seqapp.data.tokenizers import clean
 from seqapp.tasks import InputError
-from serving.engine import Pieces
-from serving.problems import COMPLETIONS, ProblemError, Wire, documented, fields, json_type, misfit, render, texts
-from serving.routes import TIMING, LiveModels, ServerSettings
+from serving.engine import Late, Pieces, Refused
+from serving.logs import note
+from serving.problems import (
+    COMPLETIONS,
+    ProblemError,
+    Wire,
+    documented,
+    fields,
+    json_type,
+    misfit,
+    render,
+    texts,
+    unanswered,
+)
+from serving.routes import ENGINE_PROBLEMS, TIMING, Deadline, LiveModels, ServerSettings, awaited, written
 from serving.settings import Settings
 
 TASK = "generation"
@@ -28,6 +40,9 @@ TASK = "generation"
 SEEDS = 2**32
 """Seeds are drawn below this, so that every JSON reader keeps them exact."""
 
+AT_ONCE = 32
+"""Events of a stream that are written in one go."""
+STOPPING = ProblemError("not-ready", "the server is stopping")
 log = logging.getLogger(__name__)
 router = APIRouter(tags=[TASK])
 
@@ -110,7 +125,7 @@ class Choice(BaseModel):
 
     text: str
     index: int = Field(description="the completions of the first prompt come first")
-    logprobs: LogProbs | None
+    logprobs: LogProbs | None = None
     finish_reason: Literal["stop", "length"] | None = Field(
         description="stop: the text ended, or a stop text came; length: `max_tokens` were added"
     )
@@ -210,6 +225,7 @@ _EVENTS = (
             "body-too-large",
             "unsupported-media-type",
             "internal-error",
+            *ENGINE_PROBLEMS,
             path=COMPLETIONS,
             wrong=("top_p", "Input should be greater than 0, not 0.0"),
         ),
@@ -224,6 +240,7 @@ async def completions(
     request: Request,
     models: LiveModels,
     settings: ServerSettings,
+    deadline: Deadline,
 ) -> Response:
     """Texts that go on from each prompt, sampled or searched; with `stream`, piece by piece as they come."""
     prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
@@ -244,19 +261,24 @@ async def completions(
     }
     try:
         if asked.stream:
-            pieces = model.engine.stream(inputs)
+            pieces = model.stream(inputs, deadline)
             try:
                 # What is wrong with the request shows now, while it can still be told by a status.
-                first = await anext(pieces)
+                first = await awaited(request, anext(pieces))
             except BaseException:
                 pieces.close()
                 raise
-            return _Events(_events(first, pieces, asked, head, request.scope), pieces, settings.stall_seconds)
-        answer = await model.engine.predict(inputs)
+            events = _events(first, pieces, asked, head, request.scope)
+            return _Events(events, pieces, settings.stall_seconds, model.version)
+        answer = await awaited(request, model.predict(inputs, deadline))
     except InputError as error:
         raise _misfit(error, single=isinstance(asked.prompt, str)) from None
-    content = _answer(answer.outputs, asked, head).model_dump_json()
-    return Response(content, media_type="application/json", headers={"Server-Timing": answer.timing})
+    scored = asked.logprobs is not None or asked.return_beams
+    tokens = sum(one.tokens for output in answer.outputs for one in output.completions) * (1 + scored)
+    content = await written(tokens + scored * sum(map(len, prompts)),
+                            lambda: _answer(answer.outputs, asked, head).model_dump_json())  # fmt: skip
+    headers = {"Server-Timing": answer.timing, "X-Model-Version": model.version}
+    return Response(content, media_type="application/json", headers=headers)
 
 
 def _check(asked: CompletionRequest, prompts: Sequence[str], settings: Settings) -> None:
@@ -312,6 +334,7 @@ def _misfit(error: InputError, *, single: bool) -> ProblemError:
 def _answer(outputs: Sequence[GenerationOutput], asked: CompletionRequest, head: dict[str, Any]) -> CompletionAnswer:
     completions = [one for output in outputs for one in output.completions]
     read, written = sum(output.prompt_tokens for output in outputs), sum(one.tokens for one in completions)
+    note(tokens=written)
     return CompletionAnswer(
         **head,
         choices=[
@@ -350,34 +373,49 @@ async def _events(
     """The events of a stream, those of one turn at once; ``taken`` is the first turn."""
     counted = asked.stream_options is not None and asked.stream_options.include_usage
     head = {name: value for name, value in head.items() if value is not None} | ({"usage": None} if counted else {})
+    frame = _frame(head)
     read = written = 0
     try:
         while taken is not None:
-            yield b"".join(_event(_chunk(prompt, piece, asked, head)) for prompt, piece in taken)
-            if counted:
-                read += sum(piece.prompt_tokens or 0 for _, piece in taken)
-                written += sum(piece.tokens or 0 for _, piece in taken)
+            for start in range(0, len(taken), AT_ONCE):
+                if start:
+                    await asyncio.sleep(0)  # many pieces at once shall not hold up the event loop
+                yield b"".join(
+                    _event(prompt, piece, asked, _frame(head | {"notes": piece.notes}) if piece.notes else frame)
+                    for prompt, piece in taken[start : start + AT_ONCE]
+                )
+            read += sum(piece.prompt_tokens or 0 for _, piece in taken)
+            written += sum(piece.tokens or 0 for _, piece in taken)
             taken = await anext(pieces, None)
         if counted:
             usage = Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
-            yield _event(CompletionAnswer(**head | {"usage": usage}, choices=[]))
+            yield format_sse_event(data_str="".join(_frame(head | {"usage": usage})))
         yield format_sse_event(data_str="[DONE]")
+    except (Refused, Late) as error:
+        yield _failure(unanswered(error))
     except Exception:
         request_id = scope["state"]["request_id"]
         log.exception("a stream failed, request %s", request_id)
-        yield _failure("internal-error", f"this is not your fault; the server's log has it as {request_id}")
+        failure = ProblemError("internal-error", f"this is not your fault; the server's log has it as {request_id}")
+        yield _failure(failure)
+    finally:
+        note(tokens=written)
 
 
-def _failure(kind: str, detail: str) -> bytes:
-    _, _, said = render(COMPLETIONS, ProblemError(kind, detail), "")
+def _failure(error: ProblemError) -> bytes:
+    _, _, said = render(COMPLETIONS, error, "")
     return format_sse_event(event="error", data_str=said.model_dump_json())
 
 
-def _event(chunk: CompletionAnswer) -> bytes:
-    return format_sse_event(data_str=chunk.model_dump_json(exclude_unset=True))
+def _frame(head: dict[str, Any]) -> tuple[str, str]:
+    """What stands before and after the choices of a chunk, as JSON; it is the same for most chunks of a stream."""
+    before, choices, after = (
+        CompletionAnswer(**head, choices=[]).model_dump_json(exclude_unset=True).partition('"choices":[')
+    )
+    return before + choices, after
 
 
-def _chunk(prompt: int, piece: Piece, asked: CompletionRequest, head: dict[str, Any]) -> CompletionAnswer:
+def _event(prompt: int, piece: Piece, asked: CompletionRequest, frame: tuple[str, str]) -> bytes:
     choice = Choice(
         text=piece.text,
         index=prompt * asked.n + piece.index,
@@ -386,14 +424,16 @@ def _chunk(prompt: int, piece: Piece, asked: CompletionRequest, head: dict[str, 
     )
     if piece.score is not None:
         choice.score = piece.score
-    return CompletionAnswer(**head | ({"notes": piece.notes} if piece.notes else {}), choices=[choice])
+    before, after = frame
+    return format_sse_event(data_str=f"{before}{choice.model_dump_json(exclude_unset=True)}{after}")
 
 
 class _Events(EventSourceResponse):
     """Sends events, and lets the model go when the reader has gone, or takes nothing for ``patience`` seconds."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], pieces: Pieces, patience: float) -> None:
-        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, events: AsyncGenerator[bytes, None], pieces: Pieces, patience: float, version: str) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Model-Version": version}
+        super().__init__(events, headers=headers)
         self.events, self.pieces, self.patience = events, pieces, patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -410,7 +450,7 @@ class _Events(EventSourceResponse):
         except asyncio.CancelledError:  # the server stops and the time for running requests is over
             if not started:
                 raise
-            await patient({"type": "http.response.body", "body": _failure("not-ready", "the server is stopping")})
+            await patient({"type": "http.response.body", "body": _failure(STOPPING)})
         except TimeoutError:
             log.info("the reader of a stream took nothing for %g s, request %s", self.patience,
                      scope["state"]["request_id"])  # fmt: skip

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Response
-from pydantic import BaseModel, Field, TypeAdapter, field_validator
+from fastapi import APIRouter, Body, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 from seqapp.data.tokenizers import clean
 from seqapp.tasks import InputError
 from seqapp.tasks.sentiment import SentimentInput, SentimentOutput, TokenWeight
 from serving.problems import Wire, documented, fields, texts
-from serving.routes import TIMING, LiveModels, ServerSettings
+from serving.routes import ENGINE_PROBLEMS, TIMING, Deadline, LiveModels, ServerSettings, awaited, written
 
 TASK = "sentiment"
 """The task whose models these routes ask."""
@@ -21,6 +21,8 @@ router = APIRouter(tags=[TASK])
 
 class SentimentParameters(Wire):
     """How to answer."""
+
+    model_config = ConfigDict(frozen=True)  # a default that cannot change is not copied for each request
 
     top_k: int | None = Field(default=None, ge=1, le=1000, description="only the k best labels; by default all of them")
 
@@ -92,11 +94,16 @@ _ANSWERS: dict[str, Any] = {
             "unsupported-media-type",
             "invalid-request",
             "internal-error",
+            *ENGINE_PROBLEMS,
         ),
     },
 )
 async def sentiment(
-    request: Annotated[SentimentRequest, Body(openapi_examples=_REQUESTS)], models: LiveModels, settings: ServerSettings
+    request: Annotated[SentimentRequest, Body(openapi_examples=_REQUESTS)],
+    http: Request,
+    models: LiveModels,
+    settings: ServerSettings,
+    deadline: Deadline,
 ) -> Response:
     """The labels of each text, the most probable first, each with its probability."""
     single = isinstance(request.inputs, str)
@@ -112,15 +119,19 @@ async def sentiment(
     if long:
         most = settings.max_characters
         raise fields(*((place(index), f"{len(given[index])} characters; at most {most} fit") for index in long))
+    inputs = [SentimentInput(text=clean(text), explain=request.explain) for text in given]
     try:
-        answer = await model.engine.predict(
-            [SentimentInput(text=clean(text), explain=request.explain) for text in given]
-        )
+        answer = await awaited(http, model.predict(inputs, deadline))
     except InputError as error:
-        raise fields((place(error.index), error.problem)) from None
-    scored = [_ranked(output, request.parameters.top_k) for output in answer.outputs]
-    content = _ONE.dump_json(scored[0], exclude_none=True) if single else _MANY.dump_json(scored, exclude_none=True)
-    return Response(content, media_type="application/json", headers={"Server-Timing": answer.timing})
+        raise fields(*((place(index), problem) for index, problem in error.problems.items())) from None
+
+    def write() -> bytes:
+        scored = [_ranked(output, request.parameters.top_k) for output in answer.outputs]
+        return _ONE.dump_json(scored[0], exclude_none=True) if single else _MANY.dump_json(scored, exclude_none=True)
+
+    content = await written(sum(len(output.tokens or "x") for output in answer.outputs), write)
+    headers = {"Server-Timing": answer.timing, "X-Model-Version": model.version}
+    return Response(content, media_type="application/json", headers=headers)
 
 
 def _ranked(output: SentimentOutput, top_k: int | None) -> list[LabelScore]:

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from math import exp
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Body, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from seqapp.data.languages import best, words
 from seqapp.data.tokenizers import clean
 from seqapp.tasks import InputError
-from seqapp.tasks.translation import Translation
+from seqapp.tasks.translation import END_COST, SENTENCE_END, Translation
 from seqapp.translation import MOST_BEAMS, Sentence, TranslationInput, TranslationOutput
 from serving.engine import Answer
 from serving.models import LiveModel, Models
 from serving.problems import Wire, documented, fields, misfit, texts
-from serving.routes import TIMING, LiveModels, ServerSettings
+from serving.routes import ENGINE_PROBLEMS, MUCH, TIMING, Deadline, LiveModels, ServerSettings, awaited, written
 from serving.settings import Settings
 
 TASK = "translation"
 """The task whose models these routes ask."""
 AUTO = "auto"
 """What a request says as its source where the server is to find out."""
-SENTENCE_END = re.compile(r"[.!?…。！？।\r\n\v\f\x1c-\x1e\x85\u2028\u2029]")
-END_COST = 10
-"""What a sentence end counts for in characters: however short, a sentence is searched for 10 tokens and more."""
 NAMES = {
     "af": "Afrikaans", "ar": "Arabic", "az": "Azerbaijani", "be": "Belarusian", "bg": "Bulgarian", "bn": "Bangla",
     "ca": "Catalan", "cs": "Czech", "cy": "Welsh", "da": "Danish", "de": "German", "el": "Greek", "en": "English",
@@ -193,13 +190,18 @@ _ANSWERS: dict[str, Any] = {
             "unsupported-media-type",
             "invalid-request",
             "internal-error",
+            *ENGINE_PROBLEMS,
             path="/translate",
             wrong=("target", "no live model translates en -> xx; en -> de fits"),
         ),
     },
 )
 async def translate(
-    asked: Annotated[TranslationRequest, Body(openapi_examples=_REQUESTS)], models: LiveModels, settings: ServerSettings
+    asked: Annotated[TranslationRequest, Body(openapi_examples=_REQUESTS)],
+    http: Request,
+    models: LiveModels,
+    settings: ServerSettings,
+    deadline: Deadline,
 ) -> Response:
     """The translation of each text, sentence by sentence; white space and line ends stay as they are."""
     single = isinstance(asked.q, str)
@@ -218,11 +220,14 @@ async def translate(
         for text in given
     ]
     detected = None
-    if asked.source.casefold() == AUTO and asked.source not in fitting:
-        detected = await run_in_threadpool(_detect, fitting, [one.text for one in inputs])
-    sources = [one.language for one in detected] if detected else [*fitting] * len(inputs)
     try:
-        answer = await _ask(fitting, sources, inputs)
+        with ExitStack() as held:
+            for model in fitting.values():  # one may be swapped while the language is found out
+                held.enter_context(model.engine.held())
+            if asked.source.casefold() == AUTO and asked.source not in fitting:
+                detected = await run_in_threadpool(_detect, fitting, [one.text for one in inputs])
+            sources = [one.language for one in detected] if detected else [*fitting] * len(inputs)
+            answer = await awaited(http, _ask(fitting, sources, inputs, deadline))
     except InputError as error:
         # The task calls the text by the name it has there.
         wrong = {_place(asked, index): problem.removeprefix("text: ") for index, problem in error.problems.items()}
@@ -241,9 +246,17 @@ async def translate(
         told["scores"] = [one.score for one in outputs]
     if asked.return_scores or asked.return_attention:
         told["sentences"] = [one.sentences for one in outputs]
-    found = TranslationAnswer(**{name: values[0] if single else values for name, values in told.items()})
-    content = found.model_dump_json(exclude_none=True)
-    return Response(content, media_type="application/json", headers={"Server-Timing": answer.timing})
+
+    def write() -> str:
+        found = TranslationAnswer(**{name: values[0] if single else values for name, values in told.items()})
+        return found.model_dump_json(exclude_none=True)
+
+    # A sentence whose attention is told holds a number for each pair of tokens.
+    things = sum(len(one.sentences) for one in outputs) * (MUCH if asked.return_attention else 1)
+    content = await written(things, write)
+    versions = dict.fromkeys(fitting[source].version for source in sources)
+    headers = {"Server-Timing": answer.timing, "X-Model-Version": ", ".join(versions)}
+    return Response(content, media_type="application/json", headers=headers)
 
 
 @router.get("/languages", summary="Which languages are translated into which?")
@@ -304,7 +317,7 @@ def _fitting(models: Models, asked: TranslationRequest) -> dict[str, LiveModel]:
     first = models.find(TASK, asked.model)
     if asked.model and not all(_pair(first)):  # it was trained on texts whose languages nobody named
         return {asked.source: first}
-    live = [first] if asked.model else [model for model in models if model.task == TASK]
+    live = [first] if asked.model else models.each(TASK)
     pairs: dict[tuple[str, str], LiveModel] = {}
     for model in live:
         if all(_pair(model)):
@@ -339,14 +352,19 @@ def _detect(fitting: Mapping[str, LiveModel], given: Sequence[str]) -> list[Dete
     return detected
 
 
-async def _ask(fitting: Mapping[str, LiveModel], sources: Sequence[str], inputs: Sequence[TranslationInput]) -> Answer:
+async def _ask(
+    fitting: Mapping[str, LiveModel],
+    sources: Sequence[str],
+    inputs: Sequence[TranslationInput],
+    deadline: float | None,
+) -> Answer:
     """Answer each input by the model of its source; the times of the models are added up."""
     outputs: dict[int, TranslationOutput] = {}
     queued = computed = 0.0
     for source in dict.fromkeys(sources):
         places = [index for index, one in enumerate(sources) if one == source]
         try:
-            answer = await fitting[source].engine.predict([inputs[index] for index in places])
+            answer = await fitting[source].predict([inputs[index] for index in places], deadline)
         except InputError as error:
             raise InputError.of({places[index]: problem for index, problem in error.problems.items()}) from None
         outputs |= zip(places, answer.outputs, strict=True)

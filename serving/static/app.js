@@ -1,7 +1,7 @@
 // The playground: the page a person sees makes the same calls a program would.
 
 import { generation } from "./generation.js";
-import { $, readJson, showError } from "./page.js";
+import { $, call, hasKey, readJson, showError } from "./page.js";
 import { sentiment } from "./sentiment.js";
 import { translation } from "./translation.js";
 
@@ -15,7 +15,7 @@ function command() {
   const body = panels[current].body();
   const url = new URL(panels[current].path, document.baseURI).href;
   const json = JSON.stringify(body).replaceAll("'", "'\\''");
-  const kind = "-H 'Content-Type: application/json'";
+  const kind = `-H 'Content-Type: application/json'${hasKey() ? ' -H "Authorization: Bearer $KEY"' : ""}`;
   return `curl ${body.stream ? "-N " : ""}'${url.replaceAll("'", "%27")}' \\\n  ${kind} \\\n  -d '${json}'`;
 }
 
@@ -46,7 +46,7 @@ function showPanel() {
 
 async function showModels() {
   try {
-    const list = await readJson(await fetch("v1/models"));
+    const list = await readJson(await call("v1/models"));
     const fitting = (name) => list.data.filter((model) => model.task === name);
     live = Object.keys(panels).filter((name) => fitting(name).length);
     for (const name of live) await panels[name].show(fitting(name));
@@ -71,6 +71,13 @@ async function copy() {
 
 document.querySelector("main").addEventListener("input", showCall);
 $("copy").addEventListener("click", copy);
+$("door").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("key", $("key").value.trim());
+  $("key").value = "";
+  $("door").hidden = $("error").hidden = true;
+  showModels();
+});
 addEventListener("hashchange", showPanel);
 fetch("docs", { method: "HEAD" }).then((response) => ($("docs").hidden = !response.ok), () => {});
 showModels();

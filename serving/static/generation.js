@@ -30,7 +30,7 @@ export const generation = {
   body() {
     const request = { prompt: $("prompt").value, logprobs: ALTERNATIVES };
     const chosen = generation.chosen();
-    if (chosen && !chosen.default) request.model = chosen.id;
+    if (chosen && (!chosen.default || chosen.weight < 1)) request.model = chosen.id;
     if (chosen?.conditions.length) request.condition = $("condition").value;
     if (chosen?.features) request.condition = $("features").value.split(/[\s,;]+/).filter(Boolean).map(Number);
     if (searching()) {

@@ -28,8 +28,19 @@ export async function readJson(response) {
   throw new Error(lines.filter(Boolean).join("\n"));
 }
 
+export const hasKey = () => sessionStorage.getItem("key") !== null;
+
+// Like fetch, with the key that a person gave; where one is missing or wrong, the page asks for it.
+export async function call(path, options = {}) {
+  const key = sessionStorage.getItem("key");
+  const headers = key === null ? options.headers : { ...options.headers, Authorization: `Bearer ${key}` };
+  const response = await fetch(path, { ...options, headers });
+  if (response.status === 401) $("door").hidden = false;
+  return response;
+}
+
 export function post(path, body, signal) {
-  return fetch(path, {
+  return call(path, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(body),
@@ -54,7 +65,10 @@ export function timing(response, began) {
 export function fillModels(select, models, figure) {
   select.replaceChildren(
     ...models.map((model) => {
-      const option = element("option", "", [model.id, figure(model)].filter(Boolean).join(", "));
+      // The registry counts its versions; a bundle from elsewhere has a part of its digest, which tells a person nothing.
+      const counted = /^\d{1,6}$/.test(model.version ?? "") && !model.id.endsWith(`/${model.version}`);
+      const version = counted ? `version ${model.version}` : "";
+      const option = element("option", "", [model.id, version, figure(model)].filter(Boolean).join(", "));
       option.value = model.id;
       return option;
     }),

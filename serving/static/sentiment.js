@@ -19,7 +19,7 @@ export const sentiment = {
     const request = { inputs: $("text").value };
     if ($("explain").checked) request.explain = true;
     const chosen = sentiment.chosen();
-    if (chosen && !chosen.default) request.model = chosen.id;
+    if (chosen && (!chosen.default || chosen.weight < 1)) request.model = chosen.id;
     return request;
   },
 };

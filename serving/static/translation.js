@@ -1,7 +1,7 @@
 // POST /translate: a text in another language, and where the model looked.
 
 import { drawAttention, say } from "./attention.js";
-import { $, element, fillModels, onCtrlEnter, post, readJson, showError, timing } from "./page.js";
+import { $, call, element, fillModels, onCtrlEnter, post, readJson, showError, timing } from "./page.js";
 
 let models = [];
 let pairs = []; // {source, target, models: ids}
@@ -16,7 +16,7 @@ export const translation = {
   path: "translate",
   async show(live) {
     models = live;
-    const languages = await readJson(await fetch("languages"));
+    const languages = await readJson(await call("languages"));
     const names = new Map(languages.map((language) => [language.code, language.name]));
     const known = languages.flatMap(({ code, models }) =>
       Object.entries(models).map(([target, ids]) => ({ source: code, target, models: ids })),

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
 import torch
+import uvicorn
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from seqapp import bundle
@@ -17,9 +24,11 @@ from seqapp.data.text import Passage
 from seqapp.tasks import TASKS
 from seqapp.tasks.generation import Generation
 from seqapp.tasks.sentiment import Sentiment, SentimentInput
+from serving import protocol
 from serving.app import create_app
 from serving.models import go_live
 from serving.settings import Settings
+from tests.serving.scripted import MakeApp, Scripted
 
 CARD = "# tiny\n\nKnows four words. ✓\n"
 EXAMPLES = [
@@ -55,12 +64,12 @@ def write_bundle(path: Path, *, seed: int = 0, accuracy: float = 0.75) -> Path:
     )
 
 
-def write_writer(path: Path, conditions: Sequence[Any] = (None,)) -> Path:
+def write_writer(path: Path, conditions: Sequence[Any] = (None,), *, seed: int = 0) -> Path:
     """A language model of characters that has learned nothing; its texts depend on ``conditions``."""
     task = Generation(reads="rows")
     task.prepare([Passage(text, condition=conditions[i % len(conditions)]) for i, text in enumerate(TEXTS)])
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = task.build_model(WRITER).eval()
     first = list(conditions[0]) if isinstance(conditions[0], tuple) else conditions[0]
     return bundle.save(
@@ -72,6 +81,33 @@ def write_writer(path: Path, conditions: Sequence[Any] = (None,)) -> Path:
         name=path.name,
         golden=[GenerationInput(prompt="the ", temperature=0, max_tokens=8, condition=first)],
     )
+
+
+@contextmanager
+def answering(app: FastAPI, settings: Settings) -> Iterator[int]:
+    """A real server on a thread, as `python -m serving` starts it; gives its port."""
+    config = uvicorn.Config(app, **protocol.options(settings, app.state.metrics))
+    app.state.server = server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive()
+                sleep(0.005)
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(20)
+    assert not thread.is_alive()
+
+
+Answering = Callable[..., AbstractContextManager[int]]
+
+
+@pytest.fixture(scope="session")
+def serve() -> Answering:
+    return answering
 
 
 @pytest.fixture
@@ -95,6 +131,28 @@ def writers(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("writers")
     conditions: dict[str, Any] = {"writer": [None], "names": ["Greek", "Welsh"], "shapes": [(1.0, 0.5)]}
     return [str(write_writer(folder / name, known)) for name, known in conditions.items()]
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch, writers: list[str]) -> Iterator[MakeApp]:
+    """A running batch in the place of that of a language model, and what makes an application around it."""
+    running = Scripted(held=True)
+    monkeypatch.setattr(Generation, "running", lambda task, model: running)
+    monkeypatch.setattr(Generation, "written", lambda task, said: 0)
+    opened = []
+
+    def app(**limits: Any) -> Any:
+        own = {name: limits.pop(name) for name in ("limits",) if name in limits}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("serving.models._warm_up", lambda *_: asyncio.sleep(0))
+            opened.append(go_live(writers[:1], threads=1, **own))
+        assert not opened[-1].refused
+        return create_app(Settings(**limits), opened[-1])
+
+    yield running, app
+    running.gate.set()
+    for models in opened:
+        models.close()
 
 
 @pytest.fixture(scope="session")

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
-from fastapi.openapi.models import OpenAPI
 from fastapi.testclient import TestClient
 
 from serving.app import STATIC
-
-PATHS = {"/v1/sentiment": "post", "/v1/completions": "post", "/translate": "post", "/languages": "get",
-         "/v1/models": "get", "/v1/models/{model_id}/card": "get", "/livez": "get", "/readyz": "get"}  # fmt: skip
 
 
 def test_models_are_listed_in_order_with_figures_and_card(client: TestClient, card: str) -> None:
@@ -24,7 +18,7 @@ def test_models_are_listed_in_order_with_figures_and_card(client: TestClient, ca
     assert [model["default"] for model in listed["data"]] == [True, False]
     model = listed["data"][0]
     assert model["task"] == "sentiment"
-    assert model["version"] is None
+    assert re.fullmatch("[0-9a-f]{12}", model["version"])
     assert model["alias"] is None
     assert model["metrics"] == {"validation": {"accuracy": 0.75, "nll": 0.6}, "test": {"accuracy": 0.74}}
     assert model["parameters"] > 0
@@ -42,7 +36,8 @@ def test_the_card_of_an_unknown_model(client: TestClient) -> None:
 
 def test_probes(client: TestClient) -> None:
     assert client.get("/livez").json() == {"status": "alive"}
-    assert client.get("/readyz").json() == {"status": "ready", "models": ["tiny", "other"], "refused": {}}
+    ready = {"status": "ready", "models": ["tiny", "other"], "refused": {}, "kept": {}, "cached": {}}
+    assert client.get("/readyz").json() == ready
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/", "/v1/models", "/static/app.js"])
@@ -85,61 +80,3 @@ def test_the_playground_needs_nothing_from_elsewhere(client: TestClient) -> None
 
 def test_docs(client: TestClient) -> None:
     assert "swagger-ui" in client.get("/docs").text
-
-
-def test_the_openapi_document_is_valid_and_covers_all(client: TestClient) -> None:
-    document = client.get("/openapi.json").json()
-    OpenAPI.model_validate(document)
-    assert {path: next(iter(operations)) for path, operations in document["paths"].items()} == PATHS
-    for reference in references(document):
-        assert resolve(document, reference)
-    operations = [one for path in document["paths"].values() for one in path.values()]
-    assert len({one["operationId"] for one in operations}) == len(PATHS)
-    for operation in operations:
-        openai = operation["operationId"] == "completions"
-        assert operation["summary"]
-        assert operation["parameters"].count({"$ref": "#/components/parameters/RequestId"}) == 1
-        for status, response in operation["responses"].items():
-            assert "X-Request-Id" in response["headers"]
-            if status != "200":
-                (content,) = response["content"].items()
-                assert content[0] == ("application/json" if openai else "application/problem+json")
-                schema = "OpenAIProblem" if openai else "Problem"
-                assert content[1]["schema"] == {"$ref": f"#/components/schemas/{schema}"}
-    assert client.get("/openapi.json").json() == document
-
-
-def test_the_documented_examples_are_accepted(client: TestClient) -> None:
-    operation = client.get("/openapi.json").json()["paths"]["/v1/sentiment"]["post"]
-    assert {"400", "404", "413", "415", "422", "500"} <= operation["responses"].keys()
-    requests = operation["requestBody"]["content"]["application/json"]["examples"]
-    answers = operation["responses"]["200"]["content"]["application/json"]["examples"]
-    assert requests.keys() == answers.keys()
-    for name, example in requests.items():
-        answer = client.post("/v1/sentiment", json=example["value"])
-        assert answer.status_code == 200
-        assert shape(answer.json()) == shape(answers[name]["value"])
-
-
-def shape(value: Any) -> Any:
-    if isinstance(value, list):
-        return [shape(value[0])]
-    return {key: shape(inner) for key, inner in value.items()} if isinstance(value, dict) else type(value)
-
-
-def references(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        if isinstance(node.get("$ref"), str):
-            yield node["$ref"]
-        for value in node.values():
-            yield from references(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from references(value)
-
-
-def resolve(document: Any, reference: str) -> Any:
-    node = document
-    for part in reference.removeprefix("#/").split("/"):
-        node = node[part]
-    return node

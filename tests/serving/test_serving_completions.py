@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,14 @@ import pytest
 from fastapi.testclient import TestClient
 from httpx2 import Response
 
-from seqapp.completion import Completer, GenerationInput, GenerationOutput, Piece
-from seqapp.tasks.generation import Generation
+from seqapp.completer import Completer
+from seqapp.completion import GenerationInput, Piece
 from serving.app import create_app
-from serving.engine import Engine
-from serving.models import Models, go_live
+from serving.models import LiveModel, Models, go_live
 from serving.routes.completions import CompletionAnswer, CompletionRequest
 from serving.settings import Settings
 from tests.serving.conftest import TEXTS
+from tests.serving.scripted import MakeApp
 
 PATH = "/v1/completions"
 JSON = {"Content-Type": "application/json"}
@@ -36,13 +35,6 @@ def writer(writers: list[str]) -> Iterator[TestClient]:
     assert not models.refused
     with TestClient(create_app(LIMITS, models), raise_server_exceptions=False) as client:
         yield client
-
-
-@pytest.fixture
-def engine(writers: list[str]) -> Iterator[Engine]:
-    (model,) = go_live(writers[:1], threads=1)
-    yield model.engine
-    model.engine.close()
 
 
 def ask(client: TestClient, **body: Any) -> dict[str, Any]:
@@ -137,13 +129,13 @@ def test_every_prompt_has_n_choices_in_order_as_if_alone(writer: TestClient) -> 
 
 def test_every_field_reaches_the_task(writer: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[GenerationInput] = []
-    predict = Generation.predict
+    predict = LiveModel.predict
 
-    def spy(task: Generation, model: Any, inputs: list[GenerationInput]) -> list[GenerationOutput]:
+    async def spy(model: LiveModel, inputs: list[GenerationInput], *more: Any) -> Any:
         seen.extend(inputs)
-        return predict(task, model, inputs)
+        return await predict(model, inputs, *more)
 
-    monkeypatch.setattr(Generation, "predict", spy)
+    monkeypatch.setattr(LiveModel, "predict", spy)
     fields: dict[str, Any] = {
         "condition": "Greek", "max_tokens": 3, "min_tokens": 1, "n": 2, "seed": 5, "temperature": 0.5, "top_k": 4,
         "top_p": 0.5, "min_p": 0.25, "typical_p": 0.75, "repetition_penalty": 1.5, "frequency_penalty": 0.25,
@@ -260,15 +252,17 @@ def test_a_character_of_several_bytes_is_in_one_piece(writer: TestClient) -> Non
     assert set(texts) == {"é", "😀"}
 
 
-def test_a_failure_after_the_first_piece_is_an_event(
-    writer: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail(*_: object) -> Iterator[Piece]:
+def test_a_failure_after_the_first_piece_is_an_event(scripted: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+    running, make = scripted
+
+    def fail(_: object) -> Iterator[Piece]:
         yield Piece(index=0, text="a")
         raise RuntimeError("a secret of the server")
 
-    monkeypatch.setattr(Generation, "stream", fail)
-    answer = writer.post(PATH, json={"stream": True}, headers={"X-Request-Id": "mine-1"})
+    running.script = fail
+    running.gate.set()
+    with TestClient(make(), raise_server_exceptions=False) as client:
+        answer = client.post(PATH, json={"stream": True}, headers={"X-Request-Id": "mine-1"})
     assert answer.status_code == 200
     piece, failure, rest = answer.text.split("\n\n")
     assert '"text":"a"' in piece
@@ -282,15 +276,23 @@ def test_a_failure_after_the_first_piece_is_an_event(
     assert "a secret of the server" in caplog.text
 
 
-def test_a_failure_before_the_first_piece_is_a_status(writer: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> Iterator[Piece]:
-        raise RuntimeError("a secret of the server")
-        yield
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_before_the_first_piece_is_a_status(scripted: MakeApp, stream: bool) -> None:
+    running, make = scripted
 
-    monkeypatch.setattr(Generation, "stream", fail)
-    error(writer.post(PATH, json={"stream": True}), 500, "internal_error")
-    found = error(writer.post(PATH, json={"stream": True, "condition": "x", "model": "names"}), 500, "internal_error")
-    assert "secret" not in found["message"]
+    class Fails:
+        def __iter__(self) -> Iterator[Piece]:
+            return self
+
+        def __next__(self) -> Piece:
+            raise RuntimeError("a secret of the server")
+
+    running.script = lambda _: Fails()
+    running.gate.set()
+    with TestClient(make(), raise_server_exceptions=False) as client:
+        answer = client.post(PATH, json={"stream": stream}, headers={"X-Request-Id": "mine-2"})
+    assert "mine-2" in error(answer, 500, "internal_error")["message"]
+    assert "secret" not in answer.text
 
 
 class Caller:
@@ -327,48 +329,31 @@ class Caller:
 
 
 @pytest.mark.parametrize("then", ["leaves", "stalls"])
-def test_the_model_is_free_when_the_reader_of_a_stream_has_gone(
-    writers: list[str], monkeypatch: pytest.MonkeyPatch, then: str
-) -> None:
-    made, closed = [], threading.Event()
+def test_the_model_is_free_when_the_reader_of_a_stream_has_gone(scripted: MakeApp, then: str) -> None:
+    running, make = scripted
+    running.script = lambda _: iter(lambda: Piece(index=0, text="a"), None)
+    running.gate.set()
+    app = make(stall_seconds=0.05)
 
-    def endless(*_: object) -> Iterator[Piece]:
-        try:
-            while True:
-                made.append(threading.current_thread().name)
-                yield Piece(index=0, text="a")
-        finally:
-            closed.set()
-
-    monkeypatch.setattr(Generation, "stream", endless)
-    models = go_live(writers[:1], threads=1)
-    app = create_app(LIMITS, models)
-
-    async def leave_then_ask() -> int:
+    async def leave() -> None:
         received = await Caller(app).stream(1, then)
         assert received.count(b'"text":"a"') == 1
-        await asyncio.to_thread(closed.wait, 10)
-        assert closed.is_set()
-        before = len(made)
-        answer = await models.get("writer").engine.predict([GenerationInput(max_tokens=3, temperature=0)])
-        assert len(answer.outputs) == 1
-        return len(made) - before
+        async with asyncio.timeout(10):
+            while len(running):
+                await asyncio.sleep(0.01)
 
-    assert asyncio.run(leave_then_ask()) == 0
-    assert {name.startswith("seqapp-model") for name in made} == {True}
-    models.close()
+    asyncio.run(leave())
+    steps = running.steps
+    assert steps >= 1
+    assert not running.step()
+    assert not app.state.models.get("writer").engine.load.requests
 
 
-def test_a_stream_that_is_cut_off_when_the_server_stops_says_so(
-    writers: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def endless(*_: object) -> Iterator[Piece]:
-        while True:
-            yield Piece(index=0, text="a")
-
-    monkeypatch.setattr(Generation, "stream", endless)
-    models = go_live(writers[:1], threads=1)
-    app = create_app(Settings(access_log=False), models)
+def test_a_stream_that_is_cut_off_when_the_server_stops_says_so(scripted: MakeApp) -> None:
+    running, make = scripted
+    running.script = lambda _: iter(lambda: Piece(index=0, text="a"), None)
+    running.gate.set()
+    app = make()
 
     async def cancel() -> bytes:
         caller = Caller(app)
@@ -381,69 +366,6 @@ def test_a_stream_that_is_cut_off_when_the_server_stops_says_so(
     *_, last, rest = asyncio.run(cancel()).split(b"\n\n")
     assert rest == b""
     assert last.startswith(b'event: error\ndata: {"error":{"message":"the server is stopping"')
-    models.close()
-
-
-def test_streams_advance_side_by_side_and_let_whole_answers_through(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def endless(_: object, __: object, given: GenerationInput) -> Iterator[Piece]:
-        while True:
-            yield Piece(index=0, text=given.prompt)
-
-    monkeypatch.setattr(Generation, "stream", endless)
-
-    async def some_of_each() -> None:
-        streams = [engine.stream([GenerationInput(prompt=prompt)]) for prompt in "ab"]
-        for _ in range(3):
-            for stream, prompt in zip(streams, "ab", strict=True):
-                assert {piece.text for _, piece in await anext(stream)} == {prompt}
-        assert len((await engine.predict([GenerationInput(max_tokens=1)])).outputs) == 1
-        for stream in streams:
-            stream.close()
-            with pytest.raises(StopAsyncIteration):
-                await anext(stream)
-
-    asyncio.run(some_of_each())
-
-
-def test_at_most_one_turn_runs_ahead_of_the_reader(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = 0
-
-    def count(*_: object) -> Iterator[Piece]:
-        nonlocal made
-        while True:
-            made += 1
-            yield Piece(index=0, text="")
-
-    monkeypatch.setattr(Generation, "stream", count)
-
-    async def read_one_turn() -> tuple[int, int]:
-        stream = engine.stream([GenerationInput()])
-        assert len(await anext(stream)) == 1
-        await engine.predict([GenerationInput(max_tokens=1)])
-        ahead = made
-        await engine.predict([GenerationInput(max_tokens=1)])
-        stream.close()
-        return ahead, made
-
-    ahead, later = asyncio.run(read_one_turn())
-    assert 1 < ahead == later
-
-
-def test_a_stream_of_an_engine_that_closes_is_cut_off(engine: Engine) -> None:
-    held = threading.Event()
-
-    async def close_while_it_waits() -> None:
-        engine._executor.submit(held.wait, 10)
-        stream = engine.stream([GenerationInput()])
-        engine.close()
-        held.set()
-        with pytest.raises(asyncio.CancelledError):
-            await anext(stream)
-        stream.close()
-
-    asyncio.run(close_while_it_waits())
 
 
 # Errors
@@ -524,10 +446,10 @@ def test_a_misfit_names_its_field(writer: TestClient, body: Any, param: str, say
 def test_a_prompt_that_the_task_refuses_is_named_by_its_place(
     writer: TestClient, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    def refuse(completer: Completer, index: int, given: GenerationInput, condition: Any) -> Any:
+    def refuse(completer: Completer, given: GenerationInput, condition: Any) -> Any:
         if given.prompt == "b":
             raise ValueError("too odd")
-        return request(completer, index, given, condition)
+        return request(completer, given, condition)
 
     request = Completer.request
     monkeypatch.setattr(Completer, "request", refuse)
@@ -548,7 +470,7 @@ def test_an_unreadable_body(writer: TestClient, body: bytes, says: str) -> None:
     assert says in error(answer, 400, code)["message"]
 
 
-def test_other_errors_have_the_same_shape(writer: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_have_the_same_shape(writer: TestClient) -> None:
     found = error(writer.post(PATH, json={"model": "nme"}), 404, "model_not_found")
     assert found["param"] == "model"
     assert "known: writer, names, shapes" in found["message"]
@@ -556,14 +478,6 @@ def test_other_errors_have_the_same_shape(writer: TestClient, monkeypatch: pytes
     error(writer.post(PATH, json={"prompt": "a" * 200_000}), 413, "body_too_large")
     error(writer.get(PATH), 405, "method_not_allowed")
     error(writer.post(f"{PATH}/", json={}), 404, "unknown_path")
-
-    def fail(*_: object) -> None:
-        raise RuntimeError("a secret of the server")
-
-    monkeypatch.setattr(Generation, "predict", fail)
-    answer = writer.post(PATH, json={}, headers={"X-Request-Id": "mine-2"})
-    assert "mine-2" in error(answer, 500, "internal_error")["message"]
-    assert "secret" not in answer.text
 
 
 def test_no_live_model() -> None:
@@ -599,7 +513,7 @@ def test_the_documented_examples_are_accepted(writer: TestClient) -> None:
 def test_the_page_shows_requests_that_are_accepted_and_the_limits_that_hold(
     writers: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "http.md").read_text(encoding="utf-8")
     bodies = [body for body in re.findall(r"^  -d '(.*)'$", page, flags=re.MULTILINE) if '"prompt"' in body]
     assert len(bodies) == 3
     for name in Settings.model_fields:

@@ -138,7 +138,7 @@ def test_a_failure_of_ours_tells_nothing_but_the_request_id(
     def fail(*_: object) -> None:
         raise RuntimeError("a secret of the server")
 
-    monkeypatch.setattr("seqapp.tasks.sentiment.Sentiment.predict", fail)
+    monkeypatch.setattr("serving.models.Models.find", fail)
     answer = client.post("/v1/sentiment", json={"inputs": "a"}, headers={"X-Request-Id": "mine-1"})
     assert "mine-1" in problem(answer, 500, "internal-error").detail
     assert "secret" not in answer.text

@@ -7,6 +7,7 @@ import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -96,20 +97,22 @@ def test_a_caller_that_leaves_is_no_error_and_the_next_is_answered(tiny: Path, m
     loaded = bundle.load(tiny)
     began, go_on = threading.Event(), threading.Event()
     asked: list[str] = []
-    predict = loaded.task.predict
+    answer = loaded.task.answer  # type: ignore[attr-defined]
 
-    def slow(model: object, inputs: list[SentimentInput]) -> list[object]:
-        asked.extend(given.text for given in inputs)
+    def slow(model: object, reads: list[Any]) -> list[object]:
+        asked.extend(read.given.text for read in reads)
         began.set()
         assert go_on.wait(10)
-        return predict(model, inputs)  # type: ignore[arg-type]
+        return answer(model, reads)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(loaded.task, "predict", slow)
+    monkeypatch.setattr(loaded.task, "answer", slow)
     engine = Engine(loaded, threads=1)
 
     async def leave_then_ask() -> int:
-        gone = [asyncio.create_task(engine.predict([SentimentInput(text=text)])) for text in ("good", "bad")]
+        gone = [asyncio.create_task(engine.predict([SentimentInput(text="good")]))]
         await asyncio.to_thread(began.wait, 10)
+        gone.append(asyncio.create_task(engine.predict([SentimentInput(text="bad")])))
+        await asyncio.sleep(0)
         for task in gone:
             task.cancel()
         await asyncio.wait(gone)

@@ -16,9 +16,9 @@ from seqapp import bundle
 from seqapp.data.pairs import SentencePair
 from seqapp.tasks import TASKS
 from seqapp.tasks.translation import Translation
-from seqapp.translation import TranslationInput, TranslationOutput
+from seqapp.translation import TranslationInput
 from serving.app import create_app
-from serving.models import go_live
+from serving.models import LiveModel, go_live
 from serving.problems import Problem
 from serving.routes.translation import END_COST, Language, TranslationAnswer
 from serving.settings import Settings
@@ -145,13 +145,13 @@ def test_alternatives_differ_and_widen_the_search(translator: TestClient) -> Non
 
 def test_every_field_reaches_the_task(translator: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[TranslationInput] = []
-    predict = Translation.predict
+    predict = LiveModel.predict
 
-    def spy(task: Translation, model: Any, inputs: list[TranslationInput]) -> list[TranslationOutput]:
+    async def spy(model: LiveModel, inputs: list[TranslationInput], *more: Any) -> Any:
         seen.extend(inputs)
-        return predict(task, model, inputs)
+        return await predict(model, inputs, *more)
 
-    monkeypatch.setattr(Translation, "predict", spy)
+    monkeypatch.setattr(LiveModel, "predict", spy)
     given = {
         "beam_size": 3,
         "length_penalty": 0.5,
@@ -196,10 +196,13 @@ def test_the_pair_chooses_the_model(
     translator: TestClient, monkeypatch: pytest.MonkeyPatch, bundles: list[str], body: dict[str, str], name: str
 ) -> None:
     asked = []
-    predict = bundle.Bundle.predict
-    monkeypatch.setattr(
-        bundle.Bundle, "predict", lambda self, inputs: asked.append(self.manifest.name) or predict(self, inputs)
-    )
+    predict = LiveModel.predict
+
+    async def spy(model: LiveModel, *inputs: Any) -> Any:
+        asked.append(model.bundle.manifest.name)
+        return await predict(model, *inputs)
+
+    monkeypatch.setattr(LiveModel, "predict", spy)
     ask(translator, **body)
     assert asked == [name]
 
