@@ -52,6 +52,8 @@ def render(records: dict[str, dict[str, Any]]) -> str:
         parts += ["## Several processes", _DISTRIBUTED, _distributed(records["distributed"])]
     if "predict" in records:
         parts += ["## Prediction over files", _PREDICT, _predict(records["predict"])]
+    if any(name.startswith("serve-") for name in records):
+        parts += ["## Serving", _SERVE, *_serve(records)]
     if "unroll" in records:
         parts += ["## Unrolled networks", _UNROLL, *_unroll(records["unroll"])]
     if "long-memory" in records:
@@ -405,6 +407,97 @@ def solved(runs: list[dict[str, Any]], lengths: list[int]) -> str:
         for length in (found[0], found[(len(found) - 1) // 2], found[-1])
     )
     return middle if low == high else f"{middle} ({low} to {high})"
+
+
+_SERVE = (
+    "A BiLSTM of 20,000 x 128 and 128 units each way, random weights, 20-word texts, each request another text; wrk on "
+    "the same cores as the server. Every server has the same weights and gives the same labels; `workers` is how many "
+    "processes hold a model. Times are those of wrk, in milliseconds. [How the peers are set "
+    "up](../benchmarks/peers/serving/README.md)."
+)
+
+
+def _serve(records: dict[str, dict[str, Any]]) -> list[str]:
+    parts = []
+    if "serve-throughput" in records:
+        parts += ["Closed loop: each connection asks again as soon as it is answered. Medians of turns that alternate "
+                  "between the servers (lowest to highest).", _throughput(records["serve-throughput"])]  # fmt: skip
+    if "serve-overload" in records:
+        parts += _overload(records["serve-overload"])
+    if "serve-streams" in records:
+        record = records["serve-streams"]
+        parts += [f"Streamed generations of {record['tokens']} characters that start together, sampled from an LSTM, "
+                  "beside a server that generates for one request at a time. Medians of turns (lowest to highest).",
+                  _streams(record)]  # fmt: skip
+    if "serve-reload" in records:
+        record = records["serve-reload"]
+        without, during = record["without"], record["during"]
+        parts.append(
+            f"Reload: {record['swaps']} swaps between two models under full load (64 connections), "
+            f"{record['reload_seconds'][0]:.2f} s each (median): **{record['failed']} of {during['requests']:,} "
+            f"requests failed**; p99 {during['p99']:.1f} ms, beside {without['p99']:.1f} ms without swaps, and "
+            f"{during['requests'] / during['seconds']:,.0f} requests/s beside "
+            f"{without['requests'] / without['seconds']:,.0f}."
+        )
+    return parts
+
+
+def _middle(values: list[float], digits: int) -> str:
+    """Median (lowest to highest)."""
+    middle, low, high = (f"{value:,.{digits}f}" for value in values)
+    return f"{middle} ({low} to {high})"
+
+
+def _throughput(record: dict[str, Any]) -> str:
+    lines = ["| connections | workers | server | requests/s | p50 | p99 | failed | ours to it |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    results = record["results"]
+    ours = {(one["concurrency"], one["workers"]): one for one in results if one["server"] == "seqapp"}
+    for one in sorted(results, key=lambda one: (one["concurrency"], one["workers"])):
+        place = one["concurrency"], one["workers"]
+        ratio = ours[place]["requests_per_second"][0] / one["requests_per_second"][0] if place in ours else None
+        lines.append(
+            f"| {place[0]} | {place[1]} | {one['server']} | {_middle(one['requests_per_second'], 0)} | "
+            f"{_middle(one['p50_ms'], 2)} | {_middle(one['p99_ms'], 1)} | {one['failed']} | "
+            f"{'' if ratio is None or one['server'] == 'seqapp' else f'{ratio:.2f}x'} |"
+        )
+    return "\n".join(lines)
+
+
+def _overload(record: dict[str, Any]) -> list[str]:
+    lines = ["| asked | offered/s | accepted/s | p50 | p99 | refused | p99 of refusals | other answers |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    rows = [(f"{one['level']:.0%}", one) for one in record["curve"]]
+    rows += [(f"120 %, {record['minutes']:g} minutes", record["long"]), ("20 % after it", record["after"])]
+    for name, one in rows:
+        yes, no = one["accepted"], one["refused"]
+        share = no["count"] / max(1, yes["count"] + no["count"])
+        others = sum(other["count"] for other in one["others"].values()) + one["broken"]
+        lines.append(
+            f"| {name} | {one['offered']:,.0f} | {one['accepted_per_second']:,.0f} | {yes['p50']:.2f} | "
+            f"{yes['p99']:.1f} | {share:.1%} | {no['p99']:.1f} | {others} |"
+        )
+    memory = [size / 2**20 for _, size in record["memory"]]
+    grown = f"memory of the server from {memory[0]:,.0f} to {memory[-1]:,.0f} MiB" if memory else ""
+    return [
+        f"Overload: requests are due at random times (exponential gaps), whether or not earlier ones were answered, "
+        f"over {record['connections']} connections; 100 % is the closed-loop rate, {record['capacity']:,.0f} a second. "
+        f"Times count from when a request left; in the long run they left {record['long']['late_ms']['p99']:.1f} ms "
+        f"late at most in 99 of 100 cases. The server refuses beyond {record['in_flight']} requests in hand or an "
+        f"estimated wait of {record['wait_ms']:g} ms. Over that run: {grown}.",
+        "\n".join(lines),
+    ]
+
+
+def _streams(record: dict[str, Any]) -> str:
+    lines = ["| streams | server | time to the first character, ms | of the last stream, ms | characters/s |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for one in sorted(record["results"], key=lambda one: one["streams"]):
+        lines.append(
+            f"| {one['streams']} | {one['server']} | {_middle(one['first_ms'], 1)} | "
+            f"{_middle(one['first_most_ms'], 1)} | {_middle(one['tokens_per_second'], 0)} |"
+        )
+    return "\n".join(lines)
 
 
 def _origins(records: dict[str, dict[str, Any]]) -> str:
