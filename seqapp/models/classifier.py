@@ -75,8 +75,8 @@ class Classifier(nn.Module):
         self.head = head
         self.adversarial, self.replicate = adversarial, replicate
 
-    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """ids (B, T), lengths (B,) -> logits (B, C)."""
+    def forward(self, ids: Tensor, lengths: Tensor | None) -> Tensor:
+        """ids (B, T), lengths (B,), or None where there is no padding -> logits (B, C)."""
         return self.head.logits(self.features(self.embed(ids), ids, lengths))
 
     def loss(self, ids: Tensor, lengths: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,12 +123,12 @@ class Classifier(nn.Module):
             vectors = self.embedding_dropout(vectors)
         return vectors
 
-    def features(self, vectors: Tensor, ids: Tensor, lengths: Tensor) -> Tensor:
+    def features(self, vectors: Tensor, ids: Tensor, lengths: Tensor | None) -> Tensor:
         """Embedded rows (B, T, E) and their ids (B, T) -> what the head sees (B, P)."""
         y, _ = self.encoder(vectors, lengths)
         last = self.encoder.last(y, lengths) if self.pooling.reads_last else None
-        pooled: Tensor = self.pooling(y, valid_mask(lengths, y.shape[1]), last)
-        pooled = self.dropout(pooled)
+        mask = None if lengths is None else valid_mask(lengths, y.shape[1])
+        pooled: Tensor = self.dropout(self.pooling(y, mask, last))
         return pooled if self.bag is None else torch.cat([pooled, self.bag(ids, lengths)], -1)
 
 

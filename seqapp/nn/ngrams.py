@@ -36,10 +36,14 @@ class NgramBag(nn.Module):
         self.longest, self.size, self.buckets, self.dropout, self.unk = longest, size, buckets, dropout, unk
         self.weight = nn.Parameter(torch.zeros(buckets, size))
 
-    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """ids (B, T), lengths (B,) -> (B, size)."""
+    def forward(self, ids: Tensor, lengths: Tensor | None) -> Tensor:
+        """ids (B, T), lengths (B,), or None where there is no padding -> (B, size)."""
         total = self.weight.new_zeros(len(ids), self.size)
-        valid = valid_mask(lengths, ids.shape[1]) & (ids > self.unk)
+        valid = ids > self.unk
+        if lengths is None:
+            lengths = torch.full((len(ids),), ids.shape[1], device=ids.device)
+        else:
+            valid &= valid_mask(lengths, ids.shape[1])
         key, known = torch.zeros_like(ids), torch.ones_like(valid)
         for n in range(1, min(self.longest, ids.shape[1]) + 1):
             # key[:, t] stands for the n tokens that end at position t + n - 1.

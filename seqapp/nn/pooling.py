@@ -19,12 +19,12 @@ class Pooling(nn.Module, ABC):
     """Whether :meth:`forward` needs ``last``."""
 
     @abstractmethod
-    def forward(self, y: Tensor, mask: Tensor, last: Tensor | None) -> Tensor:
+    def forward(self, y: Tensor, mask: Tensor | None, last: Tensor | None) -> Tensor:
         """Pool over time.
 
         Args:
             y: (B, T, O).
-            mask: (B, T), True where valid; every row has at least one.
+            mask: (B, T), True where valid; every row has at least one. None stands for no padding.
             last: (B, O), the outputs that have read the whole row; None unless :attr:`reads_last`.
         """
 
@@ -42,7 +42,7 @@ class Last(Pooling):
         super().__init__()
         self.output_size = size
 
-    def forward(self, y: Tensor, mask: Tensor, last: Tensor | None) -> Tensor:
+    def forward(self, y: Tensor, mask: Tensor | None, last: Tensor | None) -> Tensor:
         assert last is not None
         return last
 
@@ -55,7 +55,9 @@ class Mean(Pooling):
         super().__init__()
         self.output_size = size
 
-    def forward(self, y: Tensor, mask: Tensor, last: Tensor | None) -> Tensor:
+    def forward(self, y: Tensor, mask: Tensor | None, last: Tensor | None) -> Tensor:
+        if mask is None:
+            return y.mean(1)
         total = torch.where(mask[..., None], y, torch.zeros((), dtype=y.dtype, device=y.device)).sum(1)
         return total / mask.sum(1, keepdim=True)
 
@@ -68,8 +70,8 @@ class Max(Pooling):
         super().__init__()
         self.output_size = size
 
-    def forward(self, y: Tensor, mask: Tensor, last: Tensor | None) -> Tensor:
-        return y.masked_fill(~mask[..., None], float("-inf")).amax(1)
+    def forward(self, y: Tensor, mask: Tensor | None, last: Tensor | None) -> Tensor:
+        return (y if mask is None else y.masked_fill(~mask[..., None], float("-inf"))).amax(1)
 
 
 @POOLING.register("attention")
@@ -82,14 +84,15 @@ class Attention(Pooling):
         self.project = nn.Linear(size, size)
         self.query = nn.Linear(size, 1, bias=False)
 
-    def weights(self, y: Tensor, mask: Tensor) -> Tensor:
+    def weights(self, y: Tensor, mask: Tensor | None) -> Tensor:
         """(B, T), zero on padding, summing to 1 over each row."""
         score: Tensor = self.query(self.project(y).tanh()).squeeze(-1)
         score = score.float() if score.dtype.itemsize < 4 else score
-        return score.masked_fill(~mask, float("-inf")).softmax(1)
+        return (score if mask is None else score.masked_fill(~mask, float("-inf"))).softmax(1)
 
-    def forward(self, y: Tensor, mask: Tensor, last: Tensor | None) -> Tensor:
-        y = torch.where(mask[..., None], y, torch.zeros((), dtype=y.dtype, device=y.device))
+    def forward(self, y: Tensor, mask: Tensor | None, last: Tensor | None) -> Tensor:
+        if mask is not None:
+            y = torch.where(mask[..., None], y, torch.zeros((), dtype=y.dtype, device=y.device))
         return torch.einsum("bt,bto->bo", self.weights(y, mask).to(y.dtype), y)
 
 
@@ -108,7 +111,7 @@ class Concat(Pooling):
         self.output_size = sum(part.output_size for part in parts)
         self.reads_last = any(part.reads_last for part in parts)
 
-    def forward(self, y: Tensor, mask: Tensor, last: Tensor | None) -> Tensor:
+    def forward(self, y: Tensor, mask: Tensor | None, last: Tensor | None) -> Tensor:
         return torch.cat([part(y, mask, last) for part in self.parts], -1)
 
 

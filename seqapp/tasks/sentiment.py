@@ -221,7 +221,8 @@ class Sentiment(Task[LabelledText, Item]):
         device = model.embedding.weight.device
         with torch.inference_mode():
             ids, sizes = pad([one.ids for one in reads])
-            logits = model(ids.to(device), sizes.to(device)).cpu()
+            even = all(len(one.ids) == ids.shape[1] for one in reads)
+            logits = model(ids.to(device), None if even else sizes.to(device)).cpu()
             # The label is that of the logits, which no temperature makes equal.
             labels = logits.argmax(1).tolist()
             probabilities = (logits / (self.temperature or 1.0)).softmax(1).tolist()

@@ -71,6 +71,12 @@ def test_padding_never_matters(pooling: Pooling, junk: float) -> None:
     assert gradient.any(-1).any(-1).all(), "a row without influence"
 
 
+def test_no_mask_is_a_mask_without_padding(pooling: Pooling) -> None:
+    y = outputs()
+    last = gather(y, None) if pooling.reads_last else None
+    assert torch.allclose(pooling(y, None, last), pool(pooling, y, None), rtol=0, atol=1e-12)
+
+
 def test_gradcheck(pooling: Pooling) -> None:
     y = outputs().requires_grad_()
     assert torch.autograd.gradcheck(lambda y: pool(pooling, y), (y,))
