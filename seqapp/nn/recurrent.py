@@ -428,8 +428,13 @@ class Bidirectional(Encoder):
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, tuple[Carry, Carry]]:
         """y (B, T, O) and the carries of both directions at the end of their reading."""
         x, lengths = self.prepare_input(x, lengths)
-        y_ahead, carry_ahead = self.ahead.unroll(x, lengths, self.ahead.initial_carry(len(x), x))
-        y_back, carry_back = self.back.read_back(x, lengths)
+        if _is_watched(self.ahead) or _is_watched(self.back):
+            y_ahead, carry_ahead = self.ahead(x, lengths)
+            y_back, carry_back = self.back(flip(x, lengths), lengths)
+            y_back = flip(y_back, lengths)
+        else:  # what was checked once is not checked again
+            y_ahead, carry_ahead = self.ahead.unroll(x, lengths, self.ahead.initial_carry(len(x), x))
+            y_back, carry_back = self.back.read_back(x, lengths)
         if self.merge == "concat":
             return torch.cat([y_ahead, y_back], -1), (carry_ahead, carry_back)
         y = y_ahead + y_back
@@ -445,6 +450,11 @@ class Bidirectional(Encoder):
             raise ValueError(f"the last outputs of a birnn are known only with merge: concat, not {self.merge!r}")
         size = self.ahead.output_size
         return torch.cat([gather(y[..., :size], lengths), y[:, 0, size:]], -1)
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    """Whether somebody wants to see what the layer is called with, or what it gives."""
+    return bool(layer._forward_pre_hooks or layer._forward_hooks)
 
 
 class Variational(Recurrent[tuple[C, Tensor, Tensor]]):
