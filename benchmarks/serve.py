@@ -338,7 +338,8 @@ def spread(values: Sequence[float]) -> list[float]:
 
 
 def overload(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    bounds = {"SEQAPP_MAX_WAIT_SECONDS": str(options.wait_ms / 1000), "SEQAPP_MAX_IN_FLIGHT": str(options.in_flight)}
+    bounds = {"SEQAPP_MAX_WAIT_SECONDS": str(options.wait_ms / 1000), "SEQAPP_MAX_IN_FLIGHT": str(options.in_flight),
+              "SEQAPP_MAX_CLIENT_CONNECTIONS": str(2 * CONNECTIONS)}  # fmt: skip
     server = ours(save_classifier(folder, 0))._replace(variables=bounds)
     with running(server, folder, options.threads, texts()[0]) as (port, pid):
         closed(server, port, folder, 64, options.warm_up)

@@ -587,7 +587,8 @@ def diagnose(
 def serve(context: typer.Context) -> None:
     """Answer over HTTP: `seqapp serve [MODEL]... --host 127.0.0.1 --port 8000` (more: `seqapp serve --help`)."""
     # The server is a program of its own, so that neither package imports the other.
-    os.execv(sys.executable, [sys.executable, "-m", "serving", *context.args])
+    environment = {**os.environ, "SEQAPP_PROGRAM": "seqapp serve"}
+    os.execve(sys.executable, [sys.executable, "-m", "serving", *context.args], environment)
 
 
 @data_app.command("list")

@@ -534,9 +534,9 @@ class Completions:
             if not asked.growing:
                 self._tell(asked, asked.output([one.completion() for one in asked.rows]), last=True)
         elif text or scored or row.ended:
-            last: dict[str, Any] = {"score": row.score, "tokens": row.tokens} if row.ended else {}
             piece = Piece(index=row.number, text=text, logprobs=asked.moved(scored), finish_reason=row.finish_reason,
-                          **last)  # fmt: skip
+                          score=row.score if row.ended else None, tokens=row.tokens - row.told)  # fmt: skip
+            row.told = row.tokens
             self._tell_piece(asked, piece, last=not asked.growing)
 
     def _tell_piece(self, asked: Asked, piece: Piece, last: bool = False) -> None:

@@ -15,15 +15,24 @@ MOST_BEAMS = 64
 """Most hypotheses kept in a beam search."""
 MOST_COMPLETIONS = 64
 """Most completions of one prompt."""
+MOST_NUMBERS = 4096
+"""Most numbers in a list of features, and most tokens with a bias."""
 
 
 def _class_or_numbers(given: Any) -> Any:
     # Of a union pydantic would tell what is wrong with each part, the first of which was not meant.
     if isinstance(given, str | None):
         return given
-    numbers = given if isinstance(given, list | tuple) else [None]
+    numbers = _not_many(given) if isinstance(given, list | tuple) else [None]
     if not all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < math.inf for n in numbers):
         raise ValueError("a class or a list of finite numbers fits")
+    return given
+
+
+def _not_many(given: Any) -> Any:
+    # Before each is looked at: pydantic would tell of every one that is wrong.
+    if isinstance(given, dict | list | tuple) and len(given) > MOST_NUMBERS:
+        raise ValueError(f"{len(given)} numbers are too many; at most {MOST_NUMBERS} fit")
     return given
 
 
@@ -63,10 +72,12 @@ class GenerationInput(BaseModel):
     no_repeat_ngram_size: int = Field(
         default=0, ge=0, le=MOST_NGRAM, description="no n-gram of this size comes twice; 0 allows it"
     )
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
-        default={}, description="added to the logits of tokens, named by their text"
+    logit_bias: Annotated[
+        dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MOST_NUMBERS), BeforeValidator(_not_many)
+    ] = Field(default={}, description="added to the logits of tokens, named by their text")
+    stop: list[str] = Field(
+        fail_fast=True, default=[], description="texts before which the completion ends", max_length=16
     )
-    stop: list[str] = Field(default=[], description="texts before which the completion ends", max_length=16)
     beam_size: int | None = Field(
         default=None, ge=1, le=MOST_BEAMS, description="search with this many hypotheses instead of sampling"
     )
@@ -186,7 +197,7 @@ class Piece(BaseModel):
     logprobs: list[ScoredToken] = []
     finish_reason: Literal["stop", "length"] | None = Field(default=None, description="set in the last piece")
     score: float | None = Field(default=None, description="of the whole completion, in the last piece")
-    tokens: int | None = Field(default=None, description="tokens added to the whole completion, in its last piece")
+    tokens: int = Field(default=0, description="tokens added since the piece of the completion before")
     prompt_tokens: int | None = Field(default=None, description="tokens of the prompt, in the very first piece")
     seed: int | None = Field(default=None, description="the seed used, in the very first piece")
     notes: list[str] = Field(default=[], description="what a person should know, in the very first piece")

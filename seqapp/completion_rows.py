@@ -161,6 +161,9 @@ class Row:
         asked: the request.
         number: of the completion.
         tokenizer: of the model.
+
+    Attributes:
+        told: how many of its ``tokens`` pieces have told.
     """
 
     def __init__(self, asked: Asked, number: int, tokenizer: Tokenizer) -> None:
@@ -169,6 +172,7 @@ class Row:
         self.draws = uniform(_seed(request.seed or 0, number)) if request.given.samples else iter(())
         self.turn = 0
         self.tokens, self.score = 0, 0.0
+        self.told = 0
         self.finish_reason: Literal["stop", "length"] | None = None
         self._tokenizer, self._given = tokenizer, request.given
         self._decoding = tokenizer.decoding(request.last)

@@ -13,6 +13,7 @@ import socket
 import sqlite3
 import ssl
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +28,8 @@ BUNDLE = "bundle"
 
 _ANSWERS = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED")
 """Error codes of a tracking server that did answer."""
+_UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
+"""Those for a name, a version or an alias that it does not know."""
 
 _answering: set[str] = set()
 """Tracking servers that have answered this process once."""
@@ -85,7 +88,8 @@ def connect(*, create: bool = True) -> Any:
         create: MLflow makes a SQLite file that is not there; False refuses, for those who only look.
 
     Raises:
-        ReferenceNotFound: if MLflow is not installed, or there is no SQLite file to look into.
+        ReferenceNotFound: if MLflow is not installed.
+        Unreachable: if the tracking server does not answer, or there is no SQLite file to look into.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -98,7 +102,7 @@ def connect(*, create: bool = True) -> Any:
     uri = tracking_uri()
     file = uri.removeprefix("sqlite:///")
     if not create and file != uri and not Path(file).exists():
-        raise ReferenceNotFound(f"there is no registry yet: {file} does not exist; `make train` makes one")
+        raise Unreachable(f"there is no registry: {file} does not exist; `make train` makes one")
     try:
         if uri not in _answering:
             _knock(uri)
@@ -195,9 +199,12 @@ def _from_registry(client: Any, name: str, alias: str, version: str) -> Target:
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
     except MlflowException as error:
         known = _ask(client.search_registered_models, what)
-        listed = ", ".join(f"{model.name}@{other}" for model in known for other in (model.aliases or {})) or "none"
-        raise ReferenceNotFound(f"{what}: not in the registry at {masked(tracking_uri())} ({reason(error)}); "
-                                f"registered: {listed}") from None  # fmt: skip
+        listed = [f"{model.name}@{other}" for model in known for other in (model.aliases or {})]
+        close = get_close_matches(what, listed, n=1)
+        meant = f"did you mean {close[0]!r}? " if close else ""
+        why = "" if error.error_code in _UNKNOWN else f" ({reason(error)})"
+        raise ReferenceNotFound(f"{what}: not in the registry at {masked(tracking_uri())}{why}; {meant}"
+                                f"registered: {', '.join(listed) or 'none'}") from None  # fmt: skip
     # A registry that was made anew counts its versions from 1 again.
     stamp = f"{found.run_id} {found.creation_timestamp}"
     return Target(f"models:/{name}/{found.version}", stamp, name, str(found.version), alias)

@@ -377,7 +377,9 @@ class Translating:
         self._uncut: deque[tuple[_Text, Iterator[_Part]]] = deque()
         self._line: deque[_Text] = deque()
         self._rows_waiting = 0
-        self._searches: dict[Searched, tuple[BeamSearch, Callable[[], bool]]] = {}
+        # By how they search; of what is searched alone by that.
+        self._searches: dict[Hashable, tuple[BeamSearch, Callable[[], bool]]] = {}
+        self._again: deque[tuple[_Text, _Part]] = deque()  # of a search that broke
         self._unread: deque[_Reading] = deque()
         self._halves: list[list[_Reading]] = []  # of those that could not be read together
         self._reading: tuple[list[_Reading], Generator[tuple[Tensor | None, Tensor | None]]] | None = None
@@ -411,12 +413,12 @@ class Translating:
         if text.waiting:
             self._line.remove(text)
             self._rows_waiting -= len(text.waiting) * text.asked.beam_size
-        if text.asked in self._searches:
-            search, _ = self._searches[text.asked]
+        for name, (search, _) in list(self._searches.items()):
             for inside in search.keys:
                 if inside[0] is text:
                     search.leave(inside)
-            self._close(text.asked)
+            self._close(name)
+        self._again = deque(one for one in self._again if one[0] is not text)
         self._uncut = deque(one for one in self._uncut if one[0] is not text)
         self._unread = deque(one for one in self._unread if one.of is not text)
         if self._reading and not any(self._inside(one.of) for one in self._reading[0]):
@@ -491,16 +493,20 @@ class Translating:
                 self.leave(text.key)
                 self._told.append((text.key, error))
 
-    def _close(self, asked: Searched) -> None:
+    def _close(self, name: Hashable) -> None:
         """Forget a search with nothing inside."""
-        search, turn = self._searches[asked]
+        search, turn = self._searches[name]
         if not len(search):
-            del self._searches[asked]
+            del self._searches[name]
             self._turns.remove(turn)
 
     def _encode(self) -> bool:
-        """Let sentences in line join their searches."""
-        rows = sum(len(search) * asked.beam_size for asked, (search, _) in self._searches.items())
+        """Let sentences in line join their searches; before them one that begins anew, alone."""
+        if self._again:
+            job = self._again.popleft()
+            self._begin(job, job[0].asked, [job])
+            return True
+        rows = sum(len(search) * search.beam_size for search, _ in self._searches.values())
         if rows and self._rows_waiting > ROWS_AT_ONCE - rows < ROWS_AT_ONCE // 2:
             return False  # until enough places are free that they are worth an encoder's call
         chosen: dict[Searched, list[tuple[_Text, _Part]]] = {}
@@ -518,11 +524,11 @@ class Translating:
             rows, count, longest = rows + text.asked.beam_size, count + 1, size
             self._rows_waiting -= text.asked.beam_size
         for asked, jobs in chosen.items():
-            self._begin(asked, jobs)
+            self._begin(asked, asked, jobs)
         return bool(chosen)
 
-    def _begin(self, asked: Searched, jobs: Sequence[tuple[_Text, _Part]]) -> None:
-        """Let sentences join a search; by halves where all cannot be encoded, so that the guilty fail alone."""
+    def _begin(self, name: Hashable, asked: Searched, jobs: Sequence[tuple[_Text, _Part]]) -> None:
+        """Let sentences join the search of this name; by halves where all cannot be encoded."""
         jobs = [job for job in jobs if self._inside(job[0])]
         if not jobs:
             return
@@ -532,10 +538,10 @@ class Translating:
             if len(jobs) == 1:
                 self._fail([jobs[0][0]], error)
             else:
-                self._begin(asked, jobs[: len(jobs) // 2])
-                self._begin(asked, jobs[len(jobs) // 2 :])
+                self._begin(name, asked, jobs[: len(jobs) // 2])
+                self._begin(name, asked, jobs[len(jobs) // 2 :])
             return
-        if asked not in self._searches:
+        if name not in self._searches:
             search = BeamSearch(
                 eos_id=EOS,
                 beam_size=asked.beam_size,
@@ -543,19 +549,33 @@ class Translating:
                 length_penalty=asked.length_penalty,
                 bonus=_covered(self._of.models, asked.coverage_penalty),
             )
-            self._searches[asked] = search, partial(self._advance, asked)
-            self._turns.append(self._searches[asked][1])
+            self._searches[name] = search, partial(self._advance, name)
+            self._turns.append(self._searches[name][1])
+        search, _ = self._searches[name]
+        inside = search.keys
         limits = [limit(len(part.ids), text.given.max_tokens) for text, part in jobs]
-        self._searches[asked][0].join(jobs, *started, limits)
+        try:
+            search.join(jobs, *started, limits)
+        except Exception as error:
+            self._part(name, [*inside, *jobs], error)
 
-    def _advance(self, asked: Searched) -> bool:
+    def _part(self, name: Hashable, inside: Sequence[tuple[_Text, _Part]], error: Exception) -> None:
+        """Let all inside of a search that broke begin anew, each alone, so that the guilty fail alone."""
+        _, turn = self._searches.pop(name)
+        self._turns.remove(turn)
+        if len(inside) == 1:
+            self._fail([inside[0][0]], error)
+        else:
+            self._again += inside
+
+    def _advance(self, name: Hashable) -> bool:
         """One step of a search."""
-        search, _ = self._searches[asked]
+        search, _ = self._searches[name]
         inside = search.keys
         try:
             told = search.advance()
         except Exception as error:
-            self._fail([text for text, _ in inside], error)
+            self._part(name, inside, error)
             return True
         for (text, part), found in told:
             if isinstance(found, ValueError):
@@ -567,8 +587,8 @@ class Translating:
                 part.missing = len(wanted)
                 if not wanted:
                     self._done(text, part)
-        if asked in self._searches:
-            self._close(asked)
+        if name in self._searches:
+            self._close(name)
         return True
 
     def _read(self) -> bool:

@@ -5,18 +5,36 @@ from __future__ import annotations
 import argparse
 import errno
 import ipaddress
+import os
+import re
+import shutil
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from types import FrameType
 
 from pydantic import ValidationError
 
 from seqapp.errors import SeqappError
 from serving import keys
-from serving.settings import Settings
+from serving.settings import OTHERS, PREFIX, PROGRAM, Settings
 from serving.workers import StartError, serve, supervise
+
+GROUPS = {
+    "host": "Address and models",
+    "max_items": "Sizes of a request",
+    "threads": "Threads and documents",
+    "deployment": "Versions of models",
+    "keys": "Who may call",
+    "rate": "Rates, queues, time",
+    "max_connections": "Connections",
+    "access_log": "Logs",
+    "shutdown_seconds": "Processes and traces",
+}
+"""Of the settings in their order: the first of each group, and what the group is called."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,10 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # While the server answers it heeds signals itself; before that, one ends the process, and not as killed.
     signal.signal(signal.SIGTERM, _stop)
     arguments = sys.argv[1:] if arguments is None else arguments
+    program = os.environ.get(PROGRAM) or "python -m serving"
     if arguments[:1] == ["key"]:
-        return keys.main(arguments[1:])
+        return keys.main(arguments[1:], program)
     try:
-        settings = _settings(arguments)
+        settings = _settings(arguments, program)
+        for unknown in _unknown():
+            _complain(unknown)
         if settings.keys:
             keys.Keys(settings.keys)  # a file that does not fit shows before any model is loaded
         with _bind(settings) as listener:
@@ -53,12 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _settings(arguments: Sequence[str] | None) -> Settings:
+def _settings(arguments: Sequence[str], program: str) -> Settings:
     parser = argparse.ArgumentParser(
-        prog="python -m serving",
-        description="Answer over HTTP from trained models. `python -m serving key --help` is about keys.",
-        epilog="Other settings come from the environment: "
-        + "; ".join(f"SEQAPP_{name.upper()}: {field.description}" for name, field in Settings.model_fields.items()),
+        prog=program,
+        description=f"Answer over HTTP from trained models. `{program} key --help` is about keys.",
+        epilog="\n".join(_listed()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", default=argparse.SUPPRESS,
                         help="bundle directory, NAME@ALIAS, NAME/VERSION or run id; default: every champion of the "
@@ -76,13 +97,51 @@ def _settings(arguments: Sequence[str] | None) -> Settings:
                         "replicas as the load asks for (default: uvicorn)")  # fmt: skip
     parser.add_argument("--insecure-public", action="store_true", default=argparse.SUPPRESS,
                         help="listen beyond this machine although anyone may then call")  # fmt: skip
-    given = vars(parser.parse_args(arguments))
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        hints = filter(None, (_hint(one, parser.format_usage()) for one in unknown))
+        parser.error("; ".join([f"unrecognized arguments: {' '.join(unknown)}", *hints]))
     try:
-        return Settings(**given)
+        return Settings(**vars(known))
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))} ({one['input']!r}): {one['msg']}"
-                          for one in error.errors())  # fmt: skip
+        wrong = "; ".join(
+            f"{'.'.join(map(str, one['loc']))} ({one['input']!r}): {one['msg'].removeprefix('Value error, ')}"
+            for one in error.errors()
+        )
         raise StartError(f"a setting does not fit: {wrong}", 2) from None
+
+
+def _listed() -> Iterator[str]:
+    """All settings, as the help has them."""
+    width = max(40, shutil.get_terminal_size().columns - 2)
+    yield "Each setting may come from the environment; here with its default:"
+    for name, field in Settings.model_fields.items():
+        if name in GROUPS:
+            yield f"\n{GROUPS[name]}:"
+        if name != "state":  # not for people
+            default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+            line = f"{PREFIX}{name.upper()}={'' if default in (None, []) else default}  {field.description}"
+            yield textwrap.fill(line, width, initial_indent="  ", subsequent_indent=" " * 6)
+
+
+def _hint(option: str, usage: str) -> str:
+    """What may have been meant by an option that is none; "" if nobody can say."""
+    option = option.partition("=")[0]
+    name = option.lstrip("-").replace("-", "_")
+    if close := get_close_matches(option, re.findall(r"--[a-z-]+", usage), n=1):
+        return f"did you mean {close[0]}?"
+    if name in Settings.model_fields:
+        return f"the variable {PREFIX}{name.upper()} sets that"
+    return ""
+
+
+def _unknown() -> Iterator[str]:
+    """A line for each variable that looks like a setting and is none."""
+    known = [*(f"{PREFIX}{name.upper()}" for name in Settings.model_fields), *OTHERS]
+    for name in sorted(os.environ):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            close = get_close_matches(name.upper(), known, n=1)
+            yield f"no setting is called {name}, so it does nothing" + (f"; did you mean {close[0]}?" if close else "")
 
 
 def _bind(settings: Settings) -> socket.socket:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,11 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
+from starlette.routing import BaseRoute, Match
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from seqapp import __version__
+from seqapp.errors import SeqappError
 from serving import problems, tracing
 from serving.auth import OPEN, Auth
 from serving.envelope import Envelope
@@ -89,7 +92,7 @@ def create_app(
         tracer_provider: makes the spans of requests; by default as the settings say. It is shut down, too.
 
     Raises:
-        SeqappError: if the file of keys, the audit log or the target of traces does not fit.
+        SeqappError: if the file of keys, the audit log, the target of traces or the path of the documents does not fit.
     """
     if tracer_provider is None and settings.traces:
         tracer_provider = tracing.provider(settings.traces)
@@ -151,6 +154,8 @@ def create_app(
         return FileResponse(STATIC / "index.html", headers={"Content-Security-Policy": POLICY})
 
     if settings.docs_url:
+        if any(_answers(route, settings.docs_url) for route in app.routes):
+            raise SeqappError(f"docs_url: something else answers at {settings.docs_url}; another path fits")
         page = DOCS.format(up="../" * (settings.docs_url.count("/") - 1))
 
         @app.get(settings.docs_url, include_in_schema=False)
@@ -158,6 +163,12 @@ def create_app(
             return HTMLResponse(page, headers={"Content-Security-Policy": DOCS_POLICY})
 
     return app
+
+
+def _answers(route: BaseRoute, path: str) -> bool:
+    """Whether ``route`` takes some method at ``path``."""
+    asked = {"type": "http", "method": "GET", "path": path, "root_path": "", "headers": []}
+    return route.matches(asked)[0] is not Match.NONE
 
 
 def _routes() -> list[APIRoute]:
@@ -177,10 +188,11 @@ def _guard(app: FastAPI, settings: Settings, audit: AuditLog | None, observer: O
             inputs_burst=settings.rate_inputs_burst,
         )
     if settings.keys:
-        pages = ["/static/", *([settings.docs_url] if settings.docs_url else [])]
+        pages = [settings.docs_url] if settings.docs_url else []
         app.add_middleware(Auth, keys=Keys(settings.keys), pages=pages, metrics=settings.metrics_access)
+    around: dict[str, Any] = {}
     if settings.cors_origins:
-        app.add_middleware(
+        around["around"] = partial(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
@@ -193,7 +205,9 @@ def _guard(app: FastAPI, settings: Settings, audit: AuditLog | None, observer: O
         deadline_seconds=settings.deadline_seconds,
         hosts=settings.trusted_hosts,
         hsts_seconds=settings.hsts_seconds,
-        shared=bool(settings.cors_origins),
+        origins=settings.cors_origins,
+        keyed=settings.keys is not None,
+        **around,
         access_log=settings.access_log,
         audit=audit,
         log_text=settings.log_text,

@@ -14,6 +14,8 @@ OPEN = frozenset({"/", "/livez", "/readyz", "/ping", "/v2/health/live", "/v2/hea
 ADMIN = frozenset({"/v1/models/reload"})
 """Paths that need the key of an admin."""
 METRICS = "/metrics"
+STATIC = "/static/"
+"""Everything below needs no key."""
 
 _CHALLENGE = 'Bearer realm="seqapp"'
 
@@ -24,22 +26,19 @@ class Auth:
     Args:
         app: what answers.
         keys: those who may call.
-        pages: further paths without a key, such as the documentation's; one that ends with / opens all below.
+        pages: further paths without a key, such as the documentation's.
         metrics: who may read the metrics: ``open``, ``user`` or ``admin``.
     """
 
     def __init__(self, app: ASGIApp, *, keys: Keys, pages: Iterable[str] = (), metrics: str = "user") -> None:
         self.app = app
         self.keys = keys
-        self.open = (
-            OPEN | {page for page in pages if not page.endswith("/")} | ({METRICS} if metrics == "open" else set())
-        )
-        self.below = tuple(page for page in pages if page.endswith("/"))
+        self.open = OPEN | set(pages) | ({METRICS} if metrics == "open" else set())
         self.admin = ADMIN | ({METRICS} if metrics == "admin" else frozenset())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = route_path(scope)
-        if scope["type"] != "http" or path in self.open or path.startswith(self.below):
+        if scope["type"] != "http" or path in self.open or path.startswith(STATIC):
             await self.app(scope, receive, send)
             return
         refusal = self._refusal(scope, path)

@@ -61,7 +61,16 @@ class Closed(Refused):
 
 
 class Late(SeqappError):
-    """A request took too long, or its reader did, and its work has stopped."""
+    """A request took too long, or its reader did, and its work has stopped.
+
+    Args:
+        message: what took too long.
+        begun: whether there was any work.
+    """
+
+    def __init__(self, message: str, *, begun: bool = True) -> None:
+        super().__init__(message)
+        self.begun = begun
 
 
 class Died(RuntimeError):
@@ -147,6 +156,7 @@ class Engine:
         self._inbox: SimpleQueue[_Request | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._waiting = self._running = self._tokens = 0
+        self._load_told = 0, 0
         self._pace = _Pace()
         self._requests: set[_Request] = set()
         self._held = 0
@@ -250,7 +260,7 @@ class Engine:
 
     def _too_much(self, deadline: float | None, now: float) -> Exception | None:
         if deadline is not None and deadline <= now:
-            return Late("the deadline has passed already")
+            return Late("the deadline has passed already", begun=False)
         seconds = self._pace.seconds(self._tokens)
         if self._waiting >= self.limits.inputs or self._tokens >= self.limits.tokens:
             return Overloaded(f"{self._waiting} inputs wait already", seconds)
@@ -263,8 +273,8 @@ class Engine:
     def _leave(self, request: _Request, outcome: str) -> None:
         """End a request that is not answered, and let the thread forget it."""
         if not request.over:
-            late = Late("the deadline has passed, and the work was stopped") if outcome == "late" else None
-            self._finish(request, outcome, late)
+            late = Late("the deadline has passed, and the work was stopped", begun=request.joined > 0)
+            self._finish(request, outcome, late if outcome == "late" else None)
             self._inbox.put(request)
 
     def _deliver(self, told: Sequence[_Told]) -> None:
@@ -314,6 +324,8 @@ class Engine:
         except BaseException as error:
             log.exception("the engine of %s has died", self._name)
             with self._lock:
+                if self._end is None:
+                    self._observer.load(*self._labels, waiting=0, running=0)
                 self._end = Died(f"the model has stopped: {type(error).__name__}")
         self._fail_all()
         self._waiting = self._running = self._tokens = 0  # nothing is taken in or let go any more
@@ -336,26 +348,30 @@ class Engine:
 
     def _take_in(self, running: Running, waiting: deque[_Request], paused: set[_Request]) -> bool:
         """Read the inbox, and wait for it if there is nothing to compute; False if the engine is closed."""
-        paused.intersection_update([request for request in paused if request.inside])
-        idle = _halted(running, paused) and (not waiting or running.full)
+        for request in [one for one in paused if not one.inside]:
+            paused.discard(request)
+            request.paused = False
+        idle = _halted(running, paused) and not waiting
+        if idle:
+            self._tell_load(running)
         while idle or not self._inbox.empty():
             idle = False
-            request = self._inbox.get()
-            if request is None:
+            came = self._inbox.get()
+            if came is None:
                 return False
-            if request.over:
-                self._forget(running, request)
-            elif not request.seen:
-                request.seen = True
-                waiting.append(request)
-            elif request in paused:
-                paused.discard(request)
-                self._pause(running, request, paused=False)
+            if came.over:
+                self._forget(running, came)
+            elif not came.seen:
+                came.seen = True
+                waiting.append(came)
+            elif came in paused:
+                paused.discard(came)
+                self._pause(running, came, paused=False)
         return True
 
     def _turn(self, running: Running, waiting: deque[_Request], paused: set[_Request]) -> Running:
         """Let in what there is room for, compute a step and tell what came of it; the batch for the next turn."""
-        touched = self._join(running, waiting)
+        touched = self._join(running, waiting, paused)
         inputs = len(running)
         began = now = monotonic()
         if computes := not _halted(running, paused):
@@ -373,25 +389,46 @@ class Engine:
         told = []
         for request in touched:
             pieces = request.ready(now - TURN)
-            if pieces and not request.outcome and request.pieces is not None:
+            if request.joined < len(request.inputs) and not request.outcome:
+                # What is kept until the last input has joined is bounded, too; to pause makes room for it.
+                self._hold_back(running, request, len(request.early), 0, paused)
+            elif pieces and not request.outcome and request.pieces is not None:
+                behind = request.sent - request.pieces.taken
                 request.sent += len(pieces)
-                self._hold_back(running, request, request.sent - request.pieces.taken, paused)
+                self._hold_back(running, request, behind + len(pieces), behind, paused)
             if pieces or request.outcome:
                 told.append((request, pieces, request.outcome, request.result))
+        if computes:  # told before the answers are, so that whoever has one finds it counted
+            self._pace.worked(now - began, saturated=bool(waiting))
+            self._tell_load(running, (inputs, now - began))
         if told:
             self._send(told)
-        if computes:
-            self._pace.worked(now - began, saturated=bool(waiting))
-            self._observer.batch(*self._labels, inputs=inputs, seconds=now - began)
-            self._running = len(running)
-            self._observer.load(*self._labels, waiting=self._waiting, running=self._running)
         return running
 
-    def _join(self, running: Running, waiting: deque[_Request]) -> dict[_Request, None]:
-        """Let inputs in while there is room, one of each request in turn, so that a large one holds up no other."""
+    def _tell_load(self, running: Running, step: tuple[int, float] | None = None) -> None:
+        """Tell how much there is to do, if that has changed, and of a ``step`` its inputs and seconds.
+
+        Nothing is told after the end: nobody would correct it.
+        """
+        self._running = len(running)
+        with self._lock:
+            if self._end is not None:
+                return
+            if step is not None:
+                self._observer.batch(*self._labels, inputs=step[0], seconds=step[1])
+            load = self._waiting, self._running
+            if load != self._load_told:
+                self._load_told = load
+                self._observer.load(*self._labels, waiting=load[0], running=load[1])
+
+    def _join(self, running: Running, waiting: deque[_Request], paused: set[_Request]) -> dict[_Request, None]:
+        """Let inputs in while there is room, one of each request in turn, so that a large one holds up no other.
+
+        Where all inside pause there is room, too: some may pause until another has joined.
+        """
         touched: dict[_Request, None] = {}
         inputs = tokens = 0
-        while waiting and not running.full:
+        while waiting and (not running.full or _halted(running, paused)):
             request = waiting.popleft()
             if request.over or request.joined == len(request.inputs):
                 continue
@@ -404,6 +441,8 @@ class Engine:
             try:
                 running.join((request, index), request.inputs[index], stream=request.pieces is not None)
                 request.inside.add(index)
+                if request in paused:
+                    running.pause((request, index), paused=True)
             except InputError as error:
                 request.problems[index] = error.problem
                 request.misfit = True
@@ -415,6 +454,8 @@ class Engine:
                 waiting.append(request)
             elif request.misfit:
                 self._fail(running, request, InputError.of(request.problems))
+                touched[request] = None
+            elif request.early:
                 touched[request] = None
         if inputs:
             self._pace.joined(tokens)
@@ -485,10 +526,10 @@ class Engine:
             self._waiting -= len(rest)
             self._tokens -= sum(rest)
 
-    def _hold_back(self, running: Running, request: _Request, ahead: int, paused: set[_Request]) -> None:
-        """Let a stream whose reader is behind wait for it."""
-        if ahead >= CUT_OFF:
-            self._fail(running, request, Late(f"the reader is {ahead} pieces behind, and the work was stopped"))
+    def _hold_back(self, running: Running, request: _Request, ahead: int, behind: int, paused: set[_Request]) -> None:
+        """Let a stream wait that is ahead of its reader, and end it where the reader is far behind what it was told."""
+        if behind >= CUT_OFF:
+            self._fail(running, request, Late(f"the reader is {behind} pieces behind, and the work was stopped"))
         elif ahead >= MOST_AHEAD and request not in paused:
             paused.add(request)
             self._pause(running, request, paused=True)
@@ -555,6 +596,16 @@ class Pieces:
         if self.request.paused and self._engine is not None:
             self._engine._inbox.put(self.request)
         return taken
+
+    @property
+    def timing(self) -> str:
+        """As the header ``Server-Timing`` has it, once there is a piece; how long all take is not known then."""
+        return f"queue;dur={1000 * self.request.queued:.2f}"
+
+    @property
+    def written(self) -> int:
+        """Tokens so far, read or not."""
+        return self.request.written
 
     def close(self) -> None:
         """Drop what was not read and stop the work."""

@@ -8,6 +8,7 @@ hash would only make each request cost milliseconds.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import logging
 import os
@@ -15,7 +16,8 @@ import re
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime
 from hmac import compare_digest
 from pathlib import Path
@@ -46,6 +48,11 @@ class Key(NamedTuple):
     digest: str
     role: str
     expires: date | None
+
+    @property
+    def expired(self) -> bool:
+        """Whether its last day (UTC) is over."""
+        return self.expires is not None and datetime.now(UTC).date() > self.expires
 
     def __str__(self) -> str:
         return f"{self.name} {self.digest} {self.role} {self.expires or 'never'}"
@@ -84,7 +91,7 @@ class Keys:
         # The table is entered by a few bits of the digest, which a caller cannot choose; the rest takes constant time.
         for key in self._table.get(digest[:8], ()):
             if compare_digest(key.digest, digest):
-                return key if key.expires is None or datetime.now(UTC).date() <= key.expires else None
+                return None if key.expired else key
         return None
 
     def _refresh(self) -> None:
@@ -170,16 +177,17 @@ def _stamp(file: Path) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], program: str = "python -m serving") -> int:
     """``python -m serving key new|list|revoke``.
 
     Args:
         arguments: those after ``key``.
+        program: what was typed before ``key``.
 
     Returns:
         0, or 1 with a sentence on stderr.
     """
-    parser = argparse.ArgumentParser(prog="python -m serving key", description="The keys of those who may call.")
+    parser = argparse.ArgumentParser(prog=f"{program} key", description="The keys of those who may call.")
     commands = parser.add_subparsers(dest="command", required=True)
     new = commands.add_parser("new", help="make a key; it is shown once, and only its SHA-256 is kept")
     new.add_argument("name", metavar="NAME", help="who will use it, as logs and limits call them")
@@ -201,7 +209,7 @@ def main(arguments: Sequence[str]) -> int:
             remove(file, given.name)
         else:
             for key in _known(file):
-                print(f"{key.name}\t{key.role}\t{key.expires or 'never'}")
+                print(f"{key.name}\t{key.role}\t{key.expires or 'never'}" + ("\texpired" if key.expired else ""))
     except (SeqappError, OSError) as error:
         print(f"serving: {error}", file=sys.stderr)
         return 1
@@ -221,36 +229,56 @@ def create(file: Path, name: str, *, admin: bool = False, expires: date | None =
         the key, which nothing keeps.
 
     Raises:
-        SeqappError: if the name does not fit or is taken, or the file does not fit.
+        SeqappError: if the name does not fit or is taken, the last day is over, or the file does not fit.
     """
     if not _NAME.fullmatch(name):
         raise SeqappError(f"{name[:80]!r} is no name of a key; letters, digits, points, - and _ fit, 64 at most")
-    keys = _known(file) if file.exists() else []
-    if any(key.name == name for key in keys):
-        raise SeqappError(f"{file} has a key called {name!r} already; revoke it first, or choose another name")
     presented = f"{PREFIX}{secrets.token_urlsafe(32)}"
     key = Key(name, _digest(presented), ROLES[admin], expires)
-    # One small write at the end: two that add keys at once lose none, and a server reads whole lines.
-    whole = not file.exists() or file.read_bytes()[-1:] in (b"", b"\n")
-    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
+    if key.expired:
+        raise SeqappError(f"the last day of the key would be {expires}, which is over; {datetime.now(UTC).date()} or "
+                          "a later day fits")  # fmt: skip
+    with _locked(file, os.O_CREAT) as descriptor:
+        if any(known.name == name for known in _known(file)):
+            raise SeqappError(f"{file} has a key called {name!r} already; revoke it first, or choose another name")
+        whole = file.read_bytes()[-1:] in (b"", b"\n")
+        # One small write at the end: a server reads whole lines.
         os.write(descriptor, f"{'' if whole else chr(10)}{key}\n".encode())
-    finally:
-        os.close(descriptor)
     return presented
 
 
 def remove(file: Path, name: str) -> None:
-    """Take the key called ``name`` out of ``file``.
+    """Take the key called ``name`` out of ``file``, which keeps its owner and its mode.
 
     Raises:
         SeqappError: if there is none, or the file does not fit.
     """
-    names = [key.name for key in _known(file)]
-    if name not in names:
-        raise SeqappError(f"{file} has no key called {name[:80]!r}; {suggest(name[:80], names)}")
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    _replace(file, "".join(line for line in lines if line.split()[:1] != [name]))
+    with _locked(file):
+        names = [key.name for key in _known(file)]
+        if name not in names:
+            raise SeqappError(f"{file} has no key called {name[:80]!r}; {suggest(name[:80], names)}")
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        _replace(file.resolve(), "".join(line for line in lines if line.split()[:1] != [name]))
+
+
+@contextmanager
+def _locked(file: Path, flags: int = 0) -> Iterator[int]:
+    """``file``, open to be added to, while nobody else edits it; a server reads it all the same."""
+    while True:
+        try:
+            descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | flags, 0o600)
+        except OSError as error:
+            raise SeqappError(f"the file of keys {file} cannot be edited: {error.strerror}") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            there = False
+            with suppress(FileNotFoundError):
+                there = os.path.samestat(os.fstat(descriptor), file.stat())
+            if there:  # and has not been replaced since it was opened
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
 
 
 def _known(file: Path) -> list[Key]:
@@ -264,10 +292,17 @@ def _known(file: Path) -> list[Key]:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write ``file`` whole or not at all; a server may read it at this moment."""
+    """Write ``file`` whole or not at all; a server may read it at this moment, as another user."""
+    before = file.stat()
     descriptor, draft = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)  # of mode 600
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+            try:
+                os.fchown(descriptor, before.st_uid, before.st_gid)
+            except PermissionError:
+                raise SeqappError(f"{file} belongs to another user or group, and would not any more; its owner "
+                                  "or root may edit it") from None  # fmt: skip
+            os.fchmod(descriptor, before.st_mode & 0o7777)
             out.write(text)
             out.flush()
             os.fsync(descriptor)

@@ -5,6 +5,7 @@ A log may be slow, full or gone; the event loop never waits for it. What finds n
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -113,8 +114,28 @@ def to_terminal(level: int = logging.WARNING) -> None:
     handler = _Terminal()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     door = _Door(handler)
+    door.addFilter(is_news)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it tells of each try; what came of them is told here
     door.listener.start()
     logging.basicConfig(level=level, handlers=[door])
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of uvicorn tells anything: its errors of a stop in a hurry are none, nor what is told here, too.
+
+    A stop that cuts requests off is told as a warning.
+    """
+    if record.name != "uvicorn.error":
+        return True
+    if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):  # by a second stop signal
+        return False
+    said = str(record.msg)
+    if "\nasyncio.exceptions.CancelledError" in said:  # likewise, as starlette tells of its lifespan
+        return False
+    if said.startswith("Cancel %s running task(s)"):
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.msg = "%s requests are cut off: the time in which they may finish after a stop signal is over"
+    return said != "Invalid HTTP request received."  # serving.protocol tells who sent it, and what was wrong
 
 
 class _Door(QueueHandler):

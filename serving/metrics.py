@@ -119,6 +119,8 @@ class Metrics(Observer):
             "seqapp_model_live", "Processes in which a version answers", MODEL, registry=registry,
             multiprocess_mode="livesum",
         )  # fmt: skip
+        self._by_model = (self._requests, self._shadow, self._queue, self._computed, self._batch, self._step,
+                          self._tokens, self._waiting, self._in_flight, self._live)  # fmt: skip
         self._of_model: dict[tuple[str, str, str], _Children] = {}
         self._of_outcome: dict[tuple[str, str, str, str], Counter] = {}
         self._of_answer: dict[tuple[str, int], Counter] = {}
@@ -177,11 +179,20 @@ class Metrics(Observer):
 
     @_quietly
     def live(self, task: str, model: str, version: str, *, is_live: bool) -> None:
-        of = self._children(task, model, version)
-        of.live.set(is_live)
-        if not is_live:
-            of.waiting.set(0)
-            of.in_flight.set(0)
+        if is_live or self._folder:
+            of = self._children(task, model, version)
+            of.live.set(is_live)
+            if not is_live:
+                of.waiting.set(0)
+                of.in_flight.set(0)
+            return
+        # One that is no more would be told for ever; with several processes prometheus_client cannot forget it.
+        self._of_model.pop((task, model, version), None)
+        for key in list(self._of_outcome):
+            if key[:3] == (task, model, version):
+                del self._of_outcome[key]
+        for family in self._by_model:
+            family.remove_by_labels({"task": task, "model": model, "version": version})
 
     @_quietly
     def reloaded(self, model: str, outcome: str) -> None:

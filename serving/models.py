@@ -12,6 +12,7 @@ import hashlib
 import logging
 import math
 import random
+import re
 from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ from seqapp.references import BUNDLE, Reference
 from seqapp.registry import suggest
 from serving.cache import Cache
 from serving.deployment import Deployment, Wanted, plain
-from serving.engine import THREAD_PREFIX, Answer, Engine, Limits, Pieces
+from serving.engine import THREAD_PREFIX, Answer, Engine, Late, Limits, Overloaded, Pieces
 from serving.logs import note
 from serving.observer import Observer
 
@@ -40,6 +42,8 @@ DIGITS = 12
 """How much of a bundle's SHA-256 stands for a version where no registry has given one."""
 
 
+WARM_UP = 120.0
+"""Seconds in which a model must have answered its golden questions as clients ask, before it goes live."""
 DIRECTORY = "directory "
 """The key of what is no registry's begins with it."""
 
@@ -158,7 +162,8 @@ class Shadow:
             agrees = await asyncio.to_thread(_same, said.outputs, outputs)
             self.compared += 1
             self.agreed += agrees
-            self._observer.shadow(model.task, model.id, model.version, agrees=agrees)
+            if model is self.model:  # what is no more is not counted
+                self._observer.shadow(model.task, model.id, model.version, agrees=agrees)
             if self.compared & (self.compared - 1) == 0:  # 1, 2, 4, ...: the log says it, and never grows long
                 log.info("the shadow %s, version %s, agreed %d of %d times; %d requests were too many to ask it, too",
                          model.id, model.version, self.agreed, self.compared, self.dropped)  # fmt: skip
@@ -210,6 +215,11 @@ class Refusal:
 
     reference: str
     reason: str
+
+    def __str__(self) -> str:
+        # Most reasons begin with what was asked for, as it was understood.
+        named = rf"{re.escape(self.reference)}(@champion)?: "
+        return f"{self.reference} is not live: {re.sub(f'^{named}', '', self.reason)}"
 
 
 @dataclass(frozen=True)
@@ -307,6 +317,8 @@ class Opener:
             _in_a_loop(partial(_warm_up, loaded, engine))
         except BaseException:
             engine.close()
+            if not (place.live and (place.live.id, place.live.version) == (identity, version)):
+                self.observer.live(task, identity, version, is_live=False)
             raise
         return LiveModel(identity, reference, loaded, engine, card, datetime.now(UTC), digest, found.key, found.since)
 
@@ -436,6 +448,7 @@ class Models:
                         model.version, seconds)  # fmt: skip
         finally:
             model.engine.close()
+            await asyncio.sleep(0)  # what the engine has to say of those that waited is said before the end
             if not any(other.version == model.version and other.id == model.id for other in self):
                 self.opener.observer.live(model.task, model.id, model.version, is_live=False)
 
@@ -548,11 +561,19 @@ def _deployed(wanted: Deployment, observer: Observer) -> Deployed:
 
 
 async def _warm_up(loaded: Bundle, engine: Engine) -> None:
-    """Ask the golden questions one by one and then all at once, as clients will."""
+    """Ask the golden questions one by one and then all at once, as clients will.
+
+    Raises:
+        SeqappError: if the answers take too long.
+    """
     inputs, _ = loaded.golden()
-    for asked in [*([one] for one in inputs), inputs]:
-        if asked:
-            await engine.predict(asked)
+    end = monotonic() + WARM_UP
+    try:
+        for asked in [*([one] for one in inputs), inputs]:
+            if asked:
+                await engine.predict(asked, end)
+    except (Late, Overloaded):
+        raise SeqappError(f"it has not answered its golden questions within {WARM_UP:g} s") from None
 
 
 def _in_a_loop(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

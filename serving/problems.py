@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
@@ -24,7 +26,16 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 COMPLETIONS = "/v1/completions"
-"""The path whose clients expect OpenAI's errors."""
+OPENAI = re.compile(
+    rf"(?:{COMPLETIONS}|/v1/(?:chat/completions|responses|embeddings|models/(?!reload/?$).+(?<!/card)))/?"
+)
+"""Paths whose clients expect OpenAI's errors."""
+ELSEWHERE = {
+    "/v1/chat/completions": f"the models go on from a text and do not chat; {COMPLETIONS} takes a prompt",
+    "/v1/responses": f"the models go on from a text and do not chat; {COMPLETIONS} takes a prompt",
+    "/v1/embeddings": f"no model gives embeddings; {COMPLETIONS} takes a prompt, /openapi.json lists the paths",
+}
+"""What OpenAI's clients call and this server has not, and what fits instead."""
 INFERENCE = "/v2"
 """The path below which clients of the Open Inference Protocol look for ``error``."""
 MOST_ERRORS = 20
@@ -91,7 +102,7 @@ KINDS = {
     "malformed-request": Kind(400, "The request is not HTTP that this server reads"),
     "malformed-body": Kind(400, "The body cannot be read"),
     "unauthorized": Kind(401, "A key is missing, or is not known"),
-    "forbidden": Kind(403, "The key may not do this"),
+    "forbidden": Kind(403, "It is not allowed"),
     "unknown-path": Kind(404, "There is no such path"),
     "unknown-model": Kind(404, "There is no such model"),
     "reload-failed": Kind(409, "What was asked for is not live"),
@@ -143,7 +154,7 @@ class Wire(BaseModel):
         if not isinstance(value, dict):
             raise misfit({"": f"a JSON object fits, not {json_type(value)}"})
         known = list(cls.model_fields)
-        unknown = [name for name in value if name not in cls.model_fields][:MOST_ERRORS]
+        unknown = list(islice((name for name in value if name not in cls.model_fields), MOST_ERRORS))
         if unknown:
             raise misfit({f".{name[:80]}": f"no such field; {suggest(name[:80], known)}" for name in unknown})
         return value
@@ -169,10 +180,15 @@ def texts(value: Any, element: str = "text") -> Any:
         raise misfit({"": f"a text or a list of texts fits, not {json_type(value)}"})
     if not value:
         raise misfit({"": f"the list is empty; one {element} or more fits"})
-    wrong = {f"[{index}]": one for index, one in enumerate(value) if not isinstance(one, str)}
-    if wrong:
-        raise misfit({place: f"a text fits, not {json_type(one)}" for place, one in wrong.items()})
+    check_each(value, lambda one: isinstance(one, str), "a text")
     return value
+
+
+def check_each(values: Sequence[Any], fits: Callable[[Any], bool], what: str) -> None:
+    """Raise :func:`misfit` for the first of ``values`` that do not fit, where ``what`` would."""
+    wrong = ((index, one) for index, one in enumerate(values) if not fits(one))
+    if found := {f"[{i}]": f"{what} fits, not {json_type(one)}" for i, one in islice(wrong, MOST_ERRORS)}:
+        raise misfit(found)
 
 
 def json_type(value: Any) -> str:
@@ -185,6 +201,11 @@ def fields(*errors: tuple[str, str]) -> ProblemError:
     """An ``invalid-request`` that names fields."""
     found = [FieldError(field=field, detail=detail) for field, detail in errors[:MOST_ERRORS]]
     return ProblemError("invalid-request", "; ".join(f"{one.field}: {one.detail}" for one in found[:3]), found)
+
+
+def unknown_model(error: UnknownModel, field: str = "") -> ProblemError:
+    """There is no such model; ``field`` of the request named it, or its path where that is empty."""
+    return ProblemError("unknown-model", str(error), [FieldError(field=field, detail=str(error))] if field else [])
 
 
 def unanswered(error: Refused | Late) -> ProblemError:
@@ -207,7 +228,7 @@ def respond(scope: Scope, error: HTTPException) -> Response:
 def render(path: str, error: HTTPException, request_id: str) -> tuple[int, str, BaseModel]:
     """Status, media type and body of ``error`` at ``path``."""
     kind, errors = (error.kind, error.errors) if isinstance(error, ProblemError) else (None, [])
-    if path.rstrip("/") == COMPLETIONS:
+    if OPENAI.fullmatch(path):
         # OpenAI knows no 422; its clients show the message of a 400 to a person.
         status = 400 if error.status_code == 422 else error.status_code
         code = _OPENAI_CODES.get(kind or "", kind or HTTPStatus(status).name.lower())
@@ -246,11 +267,13 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Refused)
     @app.exception_handler(Late)
     async def _unanswered(request: Request, error: Refused | Late) -> Response:
+        # Nobody pays for what no model has begun (serving.ratelimit).
+        request.scope["state"]["free"] = isinstance(error, Refused) or not error.begun
         return respond(request.scope, unanswered(error))
 
     @app.exception_handler(UnknownModel)
     async def _unknown(request: Request, error: UnknownModel) -> Response:
-        return respond(request.scope, ProblemError("unknown-model", str(error)))
+        return respond(request.scope, unknown_model(error, "" if request.path_params else "model"))
 
 
 def documented(
@@ -299,7 +322,8 @@ def _explained(request: Request, error: HTTPException) -> HTTPException:
         return error
     path = request.scope["path"]
     if error.status_code == 404:
-        return ProblemError("unknown-path", f"there is nothing at {path[:200]}; /openapi.json lists the paths")
+        instead = ELSEWHERE.get(path.rstrip("/"), "/openapi.json lists the paths")
+        return ProblemError("unknown-path", f"there is nothing at {path[:200]}; {instead}")
     if error.status_code == 405:
         # What answers GET answers HEAD too (serving.envelope).
         allowed = (error.headers or {}).get("Allow", "")
@@ -352,8 +376,8 @@ def _validation(request: Request, error: RequestValidationError) -> ProblemError
             # Neither a list nor an object is shown: one that is nested deeply cannot be written.
             shown = repr(given[:40]) if isinstance(given, str) else ""
             shown = str(given)[:40] if isinstance(given, int | float) else shown
-            shown = f", not {shown}" if shown else ""
-            found.append((place or "body", f"{entry['msg']}{shown}" if entry["type"] != "missing" else "is required"))
+            told = str(entry["msg"]).removeprefix("Value error, ") + (f", not {shown}" if shown else "")
+            found.append((place or "body", told if entry["type"] != "missing" else "is required"))
     return fields(*found)
 
 

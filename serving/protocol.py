@@ -13,13 +13,15 @@ import json
 import logging
 import socket
 import uuid
+from collections import Counter
 from dataclasses import dataclass
 from http import HTTPStatus
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
 
 import httptools
 from uvicorn.config import Config
+from uvicorn.middleware.proxy_headers import _TrustedHosts
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -27,16 +29,20 @@ from uvicorn.server import ServerState
 from serving.envelope import security_headers
 from serving.observer import Observer
 from serving.problems import ProblemError, render
+from serving.ratelimit import PROBES, subject
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
 
 LINGER = 2.0
 """Seconds in which what a refused client still sends is read and dropped."""
+KEPT = 8
+"""Connections beyond the most whose first request is read: a probe is answered."""
 FLOOD = 1.25
-"""Beyond so many times the most connections, one is cut without a word."""
+"""Beyond so many times that, one is cut without a word."""
 
 _BODY = (b"content-length", b"transfer-encoding")
+_PROBES = frozenset(path.encode() for path in PROBES)
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Limits:
 
     Args:
         connections: most at once, in this process.
+        share: most of them from one client that is no proxy.
         url: longest path with its query.
         header_bytes: largest head of a request; one read more may be held.
         headers: most headers.
@@ -56,6 +63,7 @@ class Limits:
     """
 
     connections: int = 1000
+    share: int = 250
     url: int = 8192
     header_bytes: int = 65_536
     headers: int = 100
@@ -79,6 +87,7 @@ def options(settings: Settings, observer: Observer | None = None) -> dict[str, A
     """
     limits = Limits(
         connections=settings.max_connections,
+        share=settings.max_client_connections or max(1, settings.max_connections // 4),
         url=settings.max_url,
         header_bytes=settings.max_header_bytes,
         headers=settings.max_headers,
@@ -88,7 +97,13 @@ def options(settings: Settings, observer: Observer | None = None) -> dict[str, A
         idle_seconds=settings.idle_seconds,
         stall_seconds=settings.stall_seconds,
     )
-    own = {"limits": limits, "observer": observer or Observer(), "own_headers": security_headers(settings.hsts_seconds)}
+    own = {
+        "limits": limits,
+        "observer": observer or Observer(),
+        "own_headers": security_headers(settings.hsts_seconds),
+        "clients": Counter[str](),
+        "proxies": _TrustedHosts(settings.trusted_proxies),
+    }
     return {
         "http": type("Guarded", (GuardedProtocol,), own),
         "ws": "none",
@@ -108,7 +123,7 @@ def allow_connections(most: int) -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = int(FLOOD * most) + 256
+    wanted = int(FLOOD * (most + KEPT)) + 256
     if soft != resource.RLIM_INFINITY and soft < wanted:
         fits = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (fits, hard))
@@ -126,6 +141,9 @@ class GuardedProtocol(HttpToolsProtocol):
     limits = Limits()
     observer = Observer()
     own_headers = security_headers()
+    clients: ClassVar[Counter[str]] = Counter()
+    """How many connections each client has."""
+    proxies = _TrustedHosts([])
 
     def __init__(
         self,
@@ -138,6 +156,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._phase = "idle"
         self._since = self._expected = 0.0
         self._size = 0
+        self._subject = ""
+        self._crowded: ProblemError | None = None
         self._refusal: ProblemError | None = None
         self._stalled: tuple[float, int] | None = None
         self._watch: asyncio.TimerHandle | None = None
@@ -148,13 +168,27 @@ class GuardedProtocol(HttpToolsProtocol):
         self._expected = self._since + self.limits.tick
         self._watch = self.loop.call_later(self.limits.tick, self._look)
         _notice_death(transport.get_extra_info("socket"))
-        if len(self.connections) > FLOOD * self.limits.connections:
+        if self.client and self.client[0] not in self.proxies:
+            self._subject = subject(self.client[0])
+            self.clients[self._subject] += 1
+        one, share = self.clients[self._subject], self.limits.share
+        everyone, most = len(self.connections), self.limits.connections
+        if one > FLOOD * (share + KEPT) or everyone > FLOOD * (most + KEPT):
             transport.abort()
-        elif len(self.connections) > self.limits.connections:
-            self._refuse(ProblemError("overloaded", "too many connections are open", headers={"Retry-After": "5"}))
+        elif everyone > most:
+            self._crowded = ProblemError("overloaded", "too many connections are open", headers={"Retry-After": "5"})
+        elif one > share:
+            detail = f"{share} connections of one client fit, and so many are open"
+            self._crowded = ProblemError("too-many-requests", detail, headers={"Retry-After": "5"})
+        if self._crowded and (one > share + KEPT or everyone > most + KEPT):
+            self._refuse(self._crowded)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self._subject:
+            self.clients[self._subject] -= 1
+            if not self.clients[self._subject]:
+                del self.clients[self._subject]
         if self._watch is not None:
             self._watch.cancel()
 
@@ -184,6 +218,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._give_up(_too_large(self.limits))
 
     def on_headers_complete(self) -> None:
+        if self._crowded and self.url.partition(b"?")[0] not in _PROBES:
+            self._give_up(self._crowded)
         if sum(len(name) + len(value) for name, value in self.headers) > self.limits.header_bytes:
             self._give_up(_too_large(self.limits))
         if self.parser.get_http_version() not in ("1.0", "1.1"):
@@ -214,6 +250,8 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if self._phase == "whole" and not self.pipeline:
             self._phase, self._since = "idle", monotonic()
+        elif self._phase == "body" and self.cycle.response_complete:
+            self._since = monotonic()
         super().on_response_complete()
 
     def _unsupported_upgrade_warning(self) -> None:
@@ -266,7 +304,10 @@ class GuardedProtocol(HttpToolsProtocol):
                 ProblemError("request-timeout", f"the headers did not come within {limits.header_seconds:g} s")
             )
         elif self._phase == "body":
-            if self.flow.read_paused:  # it is this server that does not read
+            if self.cycle.response_complete:  # such as one that did not come by its deadline
+                if took > LINGER:
+                    self._shut()
+            elif self.flow.read_paused:  # it is this server that does not read
                 self._since = now - min(took, limits.body_seconds / 2)
             elif took > limits.body_seconds + self._size / limits.rate:
                 self._refuse(ProblemError("request-timeout", "the body came too slowly, or stopped"))
@@ -275,7 +316,10 @@ class GuardedProtocol(HttpToolsProtocol):
         """Answer with a problem and read no further."""
         self.observer.refused(refusal.kind)
         client = self.client[0] if self.client else "unknown"
-        log.info("%s from %s: %s", refusal.kind, client, refusal.detail)
+        # A request whose body is not whole has been given an id, which its own line in the log has.
+        begun = self.scope["state"] if self._phase == "body" else {}
+        request_id = begun.get("request_id") or uuid.uuid4().hex
+        log.info("%s from %s: %s, request %s", refusal.kind, client, refusal.detail, request_id)
         if self._answering:
             if self._phase != "body" or self.cycle.response_started:
                 # An answer is under way; the client gets that and no more.
@@ -290,7 +334,7 @@ class GuardedProtocol(HttpToolsProtocol):
         elif self._phase == "body":
             self._shut()
             return
-        self.transport.write(_answer(refusal, self.url if self.scope else b"", self.own_headers))
+        self.transport.write(_answer(refusal, self.url if self.scope else b"", request_id, self.own_headers))
         self._shut()
 
     @property
@@ -310,10 +354,9 @@ def _too_large(limits: Limits) -> ProblemError:
     return ProblemError("headers-too-large", detail)
 
 
-def _answer(refusal: ProblemError, url: bytes, headers: Any) -> bytes:
+def _answer(refusal: ProblemError, url: bytes, request_id: str, headers: Any) -> bytes:
     """A whole answer with a problem."""
     path = url.partition(b"?")[0][:200].decode("latin-1")
-    request_id = uuid.uuid4().hex
     status, media_type, problem = render(path, refusal, request_id)
     body = json.dumps(problem.model_dump()).encode()
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"content-type: {media_type}",

@@ -102,7 +102,8 @@ class RateLimit:
     """ASGI middleware: answers 429 to a client that asks too much.
 
     Requests are paid at once. How many inputs a request has is known when it was answered, so inputs are paid
-    afterwards, and a client in debt waits until its rate has paid it: it may overdraw by what it asks at once.
+    afterwards, and a client in debt waits until its rate has paid it: it may overdraw by what it asks at once. Inputs
+    of a request that ``scope["state"]["free"]`` says no model has begun are not paid.
 
     Args:
         app: what answers.
@@ -162,7 +163,7 @@ class RateLimit:
             await self.app(scope, receive, send)
         finally:
             asked = scope["state"]["facts"].get("inputs", 0)
-            if self.inputs_gap and asked:
+            if self.inputs_gap and asked and not scope["state"].get("free"):
                 self.pay(client, asked)
 
     def ask(self, client: str) -> tuple[float, str, int]:

@@ -19,6 +19,7 @@ from ray.serve import Application
 from starlette.datastructures import State
 
 from serving.settings import Settings
+from serving.workers import url_of
 
 NAME = "seqapp"
 
@@ -51,7 +52,7 @@ class Replica:
         metrics = Metrics(TASKS)
         models = load(settings, metrics)
         for refusal in models.refused:
-            logging.getLogger(__name__).warning("%s is not live: %s", refusal.reference, refusal.reason)
+            logging.getLogger(__name__).warning("%s", refusal)
         if not len(models):
             raise StartError("no model is live, so there is nothing to serve")
         self._built = create_app(settings, models, metrics)
@@ -71,9 +72,10 @@ def app(options: Options) -> Application:
     """The application for ``serve run``, ``serve deploy`` and :func:`run`."""
     settings = Settings(**{**options.settings, "models": options.models})
     paths = [name for name in ("deployment", "keys") if getattr(settings, name) is not None]
+    paths += ["audit_log"] if settings.audit_log not in (None, "-") else []
     given = settings.model_dump(mode="json", exclude_defaults=True) | {
         # A replica has another working directory.
-        **{name: str(getattr(settings, name).absolute()) for name in paths},
+        **{name: str(Path(getattr(settings, name)).absolute()) for name in paths},
         "models": [str(Path(one).absolute()) if Path(one).exists() else one for one in settings.models],
         "workers": 1,
     }
@@ -106,7 +108,9 @@ def run(settings: Settings, host: str, port: int) -> None:
         port: to listen at.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    given = settings.model_dump(mode="json", exclude_defaults=True, exclude={"models", "backend", "host", "port"})
+    given = settings.at(host).model_dump(
+        mode="json", exclude_defaults=True, exclude={"models", "backend", "host", "port"}
+    )
     options = Options(models=settings.models, max_replicas=settings.workers, settings=given)
     address = os.environ.get("RAY_ADDRESS")
     alone: dict[str, Any] = {} if address else {"include_dashboard": False, "object_store_memory": 80 << 20}
@@ -117,7 +121,7 @@ def run(settings: Settings, host: str, port: int) -> None:
     try:
         serve.start(http_options={"host": host, "port": port})
         serve.run(app(options), name=NAME)
-        print(f"seqapp answers at http://{host}:{port}/ by Ray Serve\nCtrl+C stops it.", flush=True)
+        print(f"seqapp answers at {url_of(host, port)}/ by Ray Serve\nCtrl+C stops it.", flush=True)
         over.wait()
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]

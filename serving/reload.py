@@ -16,7 +16,8 @@ import logging
 import os
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +28,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from seqapp.references import Unreachable
-from serving.engine import THREAD_PREFIX
+from serving.engine import THREAD_PREFIX, Late
 from serving.models import Found, LiveModel, Models, Place, UnknownModel, reason
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ LONGEST_PAUSE = 1800.0
 """Seconds after which what has failed is tried again, at the latest."""
 GLANCE = 0.25
 """Seconds between two looks at what other workers want."""
+LOADERS = 2
+"""Models that are looked for or loaded at once: one that hangs holds up no other, and answers hardly slow down."""
 RANK = ("unchanged", "swapped", "kept")
 
 
@@ -100,8 +103,10 @@ class Reloader:
         self._models, self._poll_seconds, self._drain_seconds = models, poll_seconds, drain_seconds
         self._patience = patience
         self._folder = None if state is None else state / "reload"
-        self._lock = asyncio.Lock()
-        self._thread: ThreadPoolExecutor | None = None
+        self._pid = os.getpid()
+        self._locks: defaultdict[Place | None, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._going: set[asyncio.Task[Any]] = set()
+        self._threads: ThreadPoolExecutor | None = None
         self._obeyed: set[str] = set()
 
     @asynccontextmanager
@@ -112,43 +117,59 @@ class Reloader:
             tasks.append(asyncio.create_task(self._poll()))
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            _write(self._folder / f"worker-{os.getpid()}", {})
+            _write(self._folder / f"worker-{self._pid}", {})
             tasks.append(asyncio.create_task(self._obey(self._folder)))
         try:
             yield
         finally:
-            for task in tasks:
+            ending = [*tasks, *self._going]
+            for task in ending:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*ending, return_exceptions=True)
             if self._folder is not None:
-                (self._folder / f"worker-{os.getpid()}").unlink(missing_ok=True)
-            if self._thread is not None:
-                self._thread.shutdown(wait=False, cancel_futures=True)
-                self._thread = None
+                (self._folder / f"worker-{self._pid}").unlink(missing_ok=True)
+            if self._threads is not None:
+                self._threads.shutdown(wait=False, cancel_futures=True)
+                self._threads = None
 
-    async def reload(self, name: str | None = None) -> Reloaded:
+    async def reload(self, name: str | None = None, deadline: float | None = None) -> Reloaded:
         """Bring what references mean now to life, here and in the other workers.
 
         Args:
             name: of one model or deployment, or a reference that was refused; None takes all.
+            deadline: of the answer, in seconds of ``time.monotonic``.
 
         Raises:
             UnknownModel: if there is no such.
+            Late: when the deadline passes; the reload goes on.
         """
         self._places(name)
+        task = self._start(self._everywhere(name))
+        await asyncio.wait([task], timeout=None if deadline is None else deadline - monotonic())
+        if not task.done():
+            raise Late("the reload takes longer, and goes on; GET /v1/models tells what is live")
+        return task.result()
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """``work``, which goes on whoever waits for it, at most until the end of :meth:`running`."""
+        task = asyncio.create_task(work)
+        self._going.add(task)
+        task.add_done_callback(self._going.discard)
+        return task
+
+    async def _everywhere(self, name: str | None) -> Reloaded:
         if self._folder is None:
             return Reloaded(await self.renew(name))
         return await self._spread(self._folder, name)
 
     async def renew(self, name: str | None = None, *, asked: bool = True) -> list[Outcome]:
-        """:meth:`reload`, in this worker only; one after the other.
+        """:meth:`reload`, in this worker only; no place waits for another.
 
         Args:
             name: as there.
             asked: by a person, and not by the clock: what has failed is tried again.
         """
-        async with self._lock:
-            outcomes = [await self._renew(place, asked=asked) for place in self._places(name)]
+        outcomes = await asyncio.gather(*[self._in_turn(place, asked=asked) for place in self._places(name)])
         for one in outcomes:
             if asked or one.outcome == "swapped":  # a look that finds nothing is no reload
                 self._models.opener.observer.reloaded(one.model, one.outcome)
@@ -163,6 +184,16 @@ class Reloader:
             model = self._models.get(name)
             chosen = [one for one in places if one.live is model]
         return chosen
+
+    async def _in_turn(self, place: Place, *, asked: bool) -> Outcome:
+        if not asked and self._locks[place].locked():  # somebody is at it
+            return self._outcome(place, "unchanged", place.live)
+        async with self._locks[place]:
+            if any(other.live for other in place.deployed.places):
+                return await self._renew(place, asked=asked)
+            # The first of a deployment settles its name and its task, which others must know.
+            async with self._locks[None]:
+                return await self._renew(place, asked=asked)
 
     async def _renew(self, place: Place, *, asked: bool) -> Outcome:
         before = place.live
@@ -239,20 +270,23 @@ class Reloader:
 
     async def _aside(self, work: Callable[[], T]) -> T:
         """``work()`` on a thread that is neither the event loop's nor an engine's."""
-        if self._thread is None:
+        if self._threads is None:
             threads = self._models.opener.threads
-            self._thread = ThreadPoolExecutor(1, f"{THREAD_PREFIX}-loader", torch.set_num_threads, (threads,))
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            self._threads = ThreadPoolExecutor(LOADERS, f"{THREAD_PREFIX}-loader", torch.set_num_threads, (threads,))
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(self._poll_seconds)
-            try:
-                outcomes = await self.renew(asked=False)
-                if self._folder is not None and any(one.outcome == "swapped" for one in outcomes):
-                    await self._spread(self._folder, None)  # the others would find it, too, but later
-            except Exception:
-                log.exception("a look for new versions failed")
+            self._start(self._look())  # the next does not wait for a place where this one takes long
+
+    async def _look(self) -> None:
+        try:
+            outcomes = await self.renew(asked=False)
+            if self._folder is not None and any(one.outcome == "swapped" for one in outcomes):
+                await self._spread(self._folder, None)  # the others would find it, too, but later
+        except Exception:
+            log.exception("a look for new versions failed")
 
     async def _obey(self, folder: Path) -> None:
         """Do what other workers ask for. One that has just started finds what it may have missed while it loaded."""
@@ -261,27 +295,33 @@ class Reloader:
                 files = {file.name: file for file in folder.glob("ask-*.json")}
                 for name in sorted(files.keys() - self._obeyed):
                     self._obeyed.add(name)
-                    await self._tell(folder, files[name])
+                    self._start(self._tell(folder, files[name]))
                 self._obeyed &= files.keys()
             except Exception:
-                log.exception("a reload that another worker asked for failed")
+                log.exception("what other workers ask for is not known")
             await asyncio.sleep(GLANCE)
 
     async def _tell(self, folder: Path, ask: Path) -> None:
         try:
-            outcomes = await self.renew(json.loads(ask.read_text(encoding="utf-8"))["name"])
-        except FileNotFoundError:  # whoever asked waits no longer
-            return
-        except UnknownModel:
-            outcomes = []
-        identity = ask.stem.partition("-")[2]
-        _write(folder / f"told-{identity}-{os.getpid()}.json", [asdict(one) for one in outcomes])
+            try:
+                outcomes = await self.renew(json.loads(ask.read_text(encoding="utf-8"))["name"])
+            except FileNotFoundError:  # whoever asked waits no longer
+                return
+            except UnknownModel:
+                outcomes = []
+            identity = ask.stem.partition("-")[2]
+            told = folder / f"told-{identity}-{self._pid}.json"
+            _write(told, [asdict(one) for one in outcomes])
+            if not ask.exists():
+                told.unlink(missing_ok=True)
+        except Exception:
+            log.exception("a reload that another worker asked for failed")
 
     async def _spread(self, folder: Path, name: str | None) -> Reloaded:
         identity = uuid.uuid4().hex
         ask = folder / f"ask-{identity}.json"
         self._obeyed.add(ask.name)
-        others = _workers(folder) - {os.getpid()}
+        others = _workers(folder) - {self._pid}
         _write(ask, {"name": name})
         try:
             told = [await self.renew(name)]

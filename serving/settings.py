@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "SEQAPP_"
+"""Begins the name of every variable."""
+PROGRAM = "SEQAPP_PROGRAM"
+"""What the person at the terminal has typed, if another program has started the server."""
+OTHERS = ("SEQAPP_ADDRESS", "SEQAPP_CACHE", "SEQAPP_DATA_MIRROR", "SEQAPP_LAUNCHED", PROGRAM, "SEQAPP_TRACKING_WAIT")
+"""Variables of other parts of the project and of its container, which are no settings of a server."""
+
+_HOST = re.compile(r"\*|(\*\.)?\w[\w.-]*|\[[0-9a-f:.]+(%[\w.-]+)?\]", re.ASCII | re.IGNORECASE)
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://([a-z0-9_][a-z0-9_.-]*|\[[0-9a-f:.]+\])(:[0-9]+)?")
 
 Words = Annotated[list[str], NoDecode]
 """Words, separated by white space or commas."""
@@ -15,7 +27,7 @@ Words = Annotated[list[str], NoDecode]
 class Settings(BaseSettings):
     """Everything a person may choose about a server."""
 
-    model_config = SettingsConfigDict(env_prefix="SEQAPP_", env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True)
 
     host: str = Field(default="127.0.0.1", description="address to listen at")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen at; 0 takes a free one")
@@ -42,11 +54,18 @@ class Settings(BaseSettings):
         default=10_000, ge=1, description="most characters translated in one request that asks for the attention"
     )
     max_bytes: int = Field(default=8 * 1024 * 1024, ge=1, description="largest request body")
+    max_values: int = Field(
+        default=100_000,
+        ge=100,
+        description="most texts, commas and opening brackets in a body of JSON, or cells of CSV",
+    )
     threads: int | None = Field(
         default=None, ge=1, description="threads of one forward pass; none shares the cores out evenly"
     )
     docs_url: str | None = Field(
-        default="/docs", pattern="^/.", description="path of the interactive documentation, or none"
+        default="/docs",
+        pattern="^(/[A-Za-z0-9._~-]+)+$",
+        description="path of the interactive documentation, such as /help/api, or none",
     )
 
     deployment: Path | None = Field(
@@ -101,6 +120,11 @@ class Settings(BaseSettings):
         default=300, gt=0, description="longest time for an answer; a client may ask for less by X-Request-Timeout"
     )
     max_connections: int = Field(default=1000, ge=1, description="most connections of one process at once")
+    max_client_connections: int | None = Field(
+        default=None,
+        ge=1,
+        description="most of them from one address that is no trusted proxy's; none takes a quarter of max_connections",
+    )
     max_url: int = Field(default=8 * 1024, ge=64, description="longest path with its query, in bytes")
     max_header_bytes: int = Field(default=64 * 1024, ge=256, description="largest head of a request")
     max_headers: int = Field(default=100, ge=8, description="most headers of a request")
@@ -144,6 +168,17 @@ class Settings(BaseSettings):
         default=None, description="where OpenTelemetry spans go: an OTLP endpoint such as http://host:4318, or console"
     )
 
+    def at(self, address: str) -> Settings:
+        """These, as they fit a server that listens at ``address``.
+
+        Without keys whoever reaches it may call. On this machine alone that may also be a page of the web whose name
+        was made to mean this machine (DNS rebinding), so requests must ask for this machine by a name of its own.
+        """
+        if self.keys or self.trusted_hosts or not ip_address(address.partition("%")[0]).is_loopback:
+            return self
+        own = [f"[{name}]" if ":" in name else name for name in {self.host, address, "127.0.0.1", "::1"}]
+        return self.model_copy(update={"trusted_hosts": [*own, "localhost", "*.localhost"]})
+
     @field_validator("docs_url", mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:
@@ -153,3 +188,33 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    @field_validator("trusted_hosts")
+    @classmethod
+    def _hosts(cls, value: list[str]) -> list[str]:
+        return _fitting(value, _HOST, "no name of a host; one without scheme and port fits, such as api.example.org, "
+                        "*.example.org or [::1]")  # fmt: skip
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: list[str]) -> list[str]:
+        return _fitting(value, _ORIGIN, "no origin as browsers tell it; scheme and host in small letters fit, without "
+                        "a slash at the end, such as https://example.org or http://localhost:3000")  # fmt: skip
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies(cls, value: list[str]) -> list[str]:
+        for word in [] if value == ["*"] else value:
+            try:
+                ip_network(word)
+            except ValueError as error:
+                raise ValueError(f"{error}; addresses and networks fit, such as 10.0.0.7 or 10.1.0.0/16, or a "
+                                 "single *") from None  # fmt: skip
+        return value
+
+
+def _fitting(words: list[str], pattern: re.Pattern[str], otherwise: str) -> list[str]:
+    for word in words:
+        if not pattern.fullmatch(word):
+            raise ValueError(f"{word!r} is {otherwise}")
+    return words

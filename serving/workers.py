@@ -100,8 +100,8 @@ class Server(uvicorn.Server):
             self._started()
 
     async def on_tick(self, counter: int) -> bool:
-        """Say ten times a second whether to stop, and every tenth time that the event loop turns."""
-        if counter % 10 == 0:
+        """Say ten times a second whether to stop, and once in ``BEAT`` seconds that the event loop turns."""
+        if counter % max(1, round(10 * BEAT)) == 0:
             self._beat()
         return await super().on_tick(counter)
 
@@ -111,6 +111,10 @@ class Server(uvicorn.Server):
             return
         if self.should_exit:
             self.force_exit, self.forced = True, sig
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop in good order, asked from any thread and as often as one likes."""
         self.should_exit = self._app.state.stopping = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -139,6 +143,7 @@ def serve(
     complain: Callable[[str], None],
     started: Callable[[str], None],
     beat: Callable[[], None] = lambda: None,
+    begins: Callable[[Server], None] = lambda server: None,
     heeds: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM),
 ) -> int:
     """Load the models and answer from them in this process until a stop signal.
@@ -149,6 +154,7 @@ def serve(
         complain: told of each model that does not go live.
         started: told what answers, when it does.
         beat: called about once in ``BEAT`` seconds while the event loop turns.
+        begins: given the server before it accepts anything.
         heeds: the signals that stop it.
 
     Returns:
@@ -175,12 +181,12 @@ def serve(
     metrics = Metrics(TASKS)
     models = load(settings, metrics)
     for refusal in models.refused:
-        complain(f"{refusal.reference} is not live: {refusal.reason}")
+        complain(str(refusal))
     if not len(models) and not (settings.deployment and settings.poll_seconds):
         raise StartError("no model is live, so there is nothing to serve")
     host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    app = create_app(settings, models, metrics)
+    url = url_of(str(host), port)
+    app = create_app(settings.at(str(host)), models, metrics)
     protocol.allow_connections(settings.max_connections)
     config = uvicorn.Config(app, **protocol.options(settings, metrics))
     server = Server(
@@ -194,6 +200,7 @@ def serve(
     # What the imports and the models made stays: to look through all of it for garbage stops every request for long.
     gc.collect()
     gc.freeze()
+    begins(server)
     server.run([listener])
     code = 128 + server.forced if server.forced else 0
     for thread in threading.enumerate():
@@ -205,6 +212,13 @@ def serve(
                 logging.shutdown()
                 os._exit(code)
     return code
+
+
+def url_of(host: str, port: int) -> str:
+    """Where a browser finds a server that listens at ``host``; one that listens everywhere is told by its name."""
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def load(settings: Settings, observer: Observer) -> Models:
@@ -238,7 +252,8 @@ def supervise(
     """Keep ``settings.workers`` processes that answer at one port, and replace those that die or hang.
 
     SIGTERM and SIGINT stop all of them, a second one at once; SIGHUP starts them anew one after the other, each when
-    its successor answers.
+    its successor answers. Workers themselves heed no signal, since one may be sent to the whole group: the parent tells
+    them through a pipe.
 
     Args:
         settings: of the server.
@@ -277,7 +292,7 @@ class _Worker:
         self._process = spawn.Process(target=_work, args=(settings, listener, theirs), daemon=True)
         self._process.start()
         theirs.close()  # or its end would not be noticed
-        self._complain, self._settings = complain, settings
+        self._complain, self._settings, self._asked = complain, settings, False
         self.ready: asyncio.Future[str] = self._loop.create_future()
         self.ended = asyncio.Event()
         self.fate = ""
@@ -300,18 +315,16 @@ class _Worker:
     def answers(self) -> bool:
         return self.answered and not self.ended.is_set()
 
-    def terminate(self) -> None:
-        """Ask it to stop; asked twice it stops at once."""
-        self._process.terminate()
-
     def kill(self) -> None:
         self._process.kill()
 
     async def watch(self) -> None:
-        """Kill it if it is silent for too long."""
+        """Kill it if it is silent for too long, until it is asked to stop: then :meth:`stop` says how long it may."""
         while not self.ended.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.ended.wait(), BEAT)
+            if self._asked:
+                return
             silent = monotonic() - self._heard
             if silent > (self._settings.hang_seconds if self.answered else self._settings.start_seconds):
                 self.fate = f"was silent for {silent:.0f} s and was killed"
@@ -319,8 +332,11 @@ class _Worker:
                 await self.ended.wait()
 
     async def stop(self, seconds: float) -> None:
-        """Ask it to stop, and kill it if it has not ended after so many seconds."""
-        self.terminate()
+        """Ask it to stop, and kill it if it has not ended after so many seconds; to ask again hastens nothing."""
+        if not self._asked:
+            self._asked = True
+            with suppress(OSError):
+                self._pipe.send_bytes(b"stop")
         try:
             await asyncio.wait_for(self.ended.wait(), seconds)
         except TimeoutError:
@@ -490,10 +506,11 @@ class _Parent:
 
 def _work(settings: Settings, listener: socket.socket, parent: Connection) -> None:
     """Be a worker, until the parent says or ends."""
-    # Ctrl-C reaches every process of a terminal, but the parent is who decides.
-    for number in (signal.SIGINT, signal.SIGHUP):
+    # A terminal or a service manager may signal every process of a group, but the parent is who decides.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    servers: list[Server] = []
+    threading.Thread(target=_obey, args=(parent, servers), daemon=True).start()
 
     def tell(**message: str) -> None:
         with suppress(OSError):
@@ -506,7 +523,8 @@ def _work(settings: Settings, listener: socket.socket, parent: Connection) -> No
             complain=lambda line: tell(complaint=line),
             started=lambda welcome: tell(ready=welcome),
             beat=tell,
-            heeds=(signal.SIGTERM,),
+            begins=servers.append,
+            heeds=(),
         )
     except (StartError, SeqappError) as error:
         tell(failed=str(error))
@@ -514,10 +532,14 @@ def _work(settings: Settings, listener: socket.socket, parent: Connection) -> No
     sys.exit(code)
 
 
-def _end_with(parent: Connection) -> None:
+def _obey(parent: Connection, servers: list[Server]) -> None:
+    """Stop when the parent says so or is gone; at once if no server has begun yet, since nobody waits for it."""
     with suppress(EOFError, OSError):
         parent.recv_bytes()
-    os.kill(os.getpid(), signal.SIGTERM)
+    if servers:
+        servers[0].stop()
+    else:
+        os._exit(0)
 
 
 def _welcome(models: Models, url: str, settings: Settings) -> str:

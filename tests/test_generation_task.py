@@ -144,7 +144,7 @@ def joined(pieces: Sequence[Piece], n: int) -> list[dict[str, Any]]:
             {
                 "text": "".join(piece.text for piece in ours),
                 "score": last.score,
-                "tokens": last.tokens,
+                "tokens": sum(piece.tokens for piece in ours),
                 "finish_reason": last.finish_reason,
                 "logprobs": [token.model_dump() for piece in ours for token in piece.logprobs],
             }

@@ -3,6 +3,8 @@
 So are the commands of docs/translation.md.
 """
 
+import contextlib
+import io
 import itertools
 import re
 import shlex
@@ -15,6 +17,7 @@ from benchmarks import report
 from pipelines.__main__ import app
 from pipelines.options import SECTIONS
 from seqapp import config
+from serving import __main__ as serving
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,8 +65,17 @@ def commands() -> list[list[str]]:
     return [list(part) for row in rows for pipe, part in itertools.groupby(row, "|".__eq__) if not pipe]
 
 
+def served(*words: str) -> set[str]:
+    """The options of ``seqapp serve``, or of ``seqapp serve key COMMAND``."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
+        serving.main([*(words if words[:1] == ("key",) else ()), "--help"])
+    return set(re.findall(r"--[a-z-]+", shown.getvalue()))
+
+
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_commands_name_what_exists(words: list[str]) -> None:
+    words = list(itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), words))
     if words[0] == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert words[1] in targets
@@ -73,6 +85,8 @@ def test_commands_name_what_exists(words: list[str]) -> None:
             command = command.commands[words[1]]
             words = words[1:]
         options = {name for parameter in command.params for name in parameter.opts}
+        if command.name == "serve":  # it passes its options on
+            options = served(*words[1:3])
         for word in words[1:]:
             if word.startswith("--"):
                 assert word in options

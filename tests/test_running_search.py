@@ -354,7 +354,7 @@ class Watched(Translating):
         self.grown: list[int] = []
 
     def step(self) -> list[Any]:
-        self.grown.append(sum(len(search) * asked.beam_size for asked, (search, _) in self._searches.items()))
+        self.grown.append(sum(len(search) * search.beam_size for search, _ in self._searches.values()))
         return super().step()
 
 
@@ -468,6 +468,35 @@ def test_what_breaks_fails_those_it_was_for(name: str, monkeypatch: pytest.Monke
     failed, fine = (1, 0) if name == "start" else (0, 1)
     assert str(told[failed].error) == "out of order"
     assert isinstance(told[fine], Said)
+
+
+@pytest.mark.parametrize("name", ["advance", "join"])
+@pytest.mark.parametrize("guilty", [None, 1])
+def test_a_search_that_breaks_fails_the_guilty_alone(
+    name: str, guilty: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, built = translator(seed=2)
+    texts = ["The dog sleeps.", "The cat reads. A man reads.", "A man reads.", "The old cat sees the dog. A man."]
+    requests = [TranslationInput(text=text, replace_unknown=False) for text in texts]
+    alone = [task.predict(built, [one])[0] for one in requests]
+    honest = getattr(BeamSearch, name)
+
+    def breaks(search: BeamSearch, *given: Any) -> Any:
+        inside = [*search.keys, *(given[0] if given else [])]
+        if len(inside) > 1 if guilty is None else any(text.key == guilty for text, _ in inside):
+            raise RuntimeError("out of memory")
+        return honest(search, *given)
+
+    monkeypatch.setattr(BeamSearch, name, breaks)
+    running = task.running(built)
+    told = told_by(running, requests)
+    assert len(told) == len(texts)
+    for key, expected in enumerate(alone):
+        if key == guilty:
+            assert str(told[key].error) == "out of memory"
+        else:
+            assert close(told[key].value.model_dump(), expected.model_dump())
+    assert running.step() == []
 
 
 def test_what_cannot_be_translated_is_told_at_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ LONGEST_PAUSE = 8.0
 """Longest pause that the client chooses by itself, in seconds."""
 MOST_PATIENCE = 60.0
 """Longest pause that a server may ask for, in seconds; of one that asks for more the error is raised at once."""
+RETRIES = 3
+"""Most tries after the first of a call without a limit of time, if nothing else is said."""
 
 
 class Attempts:
@@ -21,7 +24,7 @@ class Attempts:
 
     Args:
         timeout: seconds for all tries and pauses together; None sets no limit.
-        retries: most tries after the first.
+        retries: most tries after the first; None sets no limit but the time for the call, or is 3 where that has none.
         clock: of seconds, monotonic.
         chance: a number between its two arguments, drawn evenly.
     """
@@ -29,13 +32,16 @@ class Attempts:
     def __init__(
         self,
         timeout: float | None,
-        retries: int,
+        retries: int | None,
         *,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._clock, self._chance = clock, chance
-        self._timeout, self._retries = timeout, retries
+        self._timeout = timeout
+        self._retries = math.inf if timeout is not None else RETRIES
+        if retries is not None:
+            self._retries = retries
         self._deadline = None if timeout is None else clock() + timeout
         self._failed = 0
 
@@ -62,7 +68,7 @@ class Attempts:
         Args:
             error: what the last try ended with; it is raised if there is no next one, or no time for it.
         """
-        longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._failed)
+        longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._failed, 30))
         self._failed += 1
         asked = error.retry_after or 0.0
         # Those whom a server has sent away at once must not all come back at once.

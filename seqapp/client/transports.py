@@ -38,12 +38,12 @@ MOST_SECONDS = 1_000_000.0
 class _Caller:
     """What both clients are told, and what they make of it."""
 
-    def __init__(self, url: str, key: str | None, timeout: float | None, retries: int) -> None:
+    def __init__(self, url: str, key: str | None, timeout: float | None, retries: int | None) -> None:
         if not url.startswith(("http://", "https://")):
             raise ClientError(f"the URL is {url!r}; one like http://127.0.0.1:8000 fits")
         if timeout is not None and not timeout > 0:
             raise ClientError(f"timeout is {timeout}; seconds above 0 fit, or None for no limit")
-        if retries < 0:
+        if retries is not None and retries < 0:
             raise ClientError(f"retries is {retries}; 0 or more fits")
         self.url, self.timeout, self.retries = url.rstrip("/"), timeout, retries
         self._headers = {"User-Agent": f"seqapp/{__version__}", "Accept": "application/json"}
@@ -252,7 +252,8 @@ class Client(_Caller):
         key: if the server asks for one.
         timeout: seconds for a call, its retries and pauses included; the server is told, and stops working when they
             are over. None sets no limit.
-        retries: most tries of a call after the first.
+        retries: most tries of a call after the first; None tries until its time is over, or 3 times more where it has
+            no limit.
         connections: most at once; further calls wait for one.
         transport: instead of the network, such as :class:`httpx2.MockTransport`.
 
@@ -266,7 +267,7 @@ class Client(_Caller):
         key: str | None = None,
         *,
         timeout: float | None = 60.0,
-        retries: int = 3,
+        retries: int | None = None,
         connections: int = 100,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
@@ -414,7 +415,7 @@ class AsyncClient(_Caller):
         key: str | None = None,
         *,
         timeout: float | None = 60.0,
-        retries: int = 3,
+        retries: int | None = None,
         connections: int = 100,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:

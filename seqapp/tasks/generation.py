@@ -328,9 +328,9 @@ class Generation(Task[Passage, Item]):
         return 1 + read + given.max_tokens * (given.beam_size or given.n)
 
     def written(self, said: GenerationOutput | Piece) -> int:
-        """Tokens of all completions, or of the one that a piece ends."""
+        """Tokens of all completions, or of a piece."""
         if isinstance(said, Piece):
-            return said.tokens or 0
+            return said.tokens
         return sum(one.tokens for one in said.completions)
 
     def sample(self, model: nn.Module, items: Any = None) -> str:

@@ -40,7 +40,7 @@ ENGINE_PROBLEMS = ("overloaded", "not-ready", "deadline-exceeded")
 """Kinds of problems of a request that an engine does not answer."""
 TIMING: dict[str, Any] = {
     "Server-Timing": {
-        "description": "milliseconds: `queue;dur=0.1, model;dur=2.5`",
+        "description": "milliseconds: `queue;dur=0.1, model;dur=2.5`; of a stream the first alone",
         "schema": {"type": "string"},
     },
     "X-Model-Version": {

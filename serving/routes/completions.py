@@ -24,6 +24,7 @@ from serving.problems import (
     COMPLETIONS,
     ProblemError,
     Wire,
+    check_each,
     documented,
     fields,
     json_type,
@@ -33,6 +34,7 @@ from serving.problems import (
     unanswered,
 )
 from serving.routes import ENGINE_PROBLEMS, TIMING, Deadline, LiveModels, ServerSettings, awaited, written
+from serving.routes.inputs import check_limits
 from serving.settings import Settings
 
 TASK = "generation"
@@ -103,9 +105,7 @@ class CompletionRequest(Wire, GenerationInput):
             return value
         if not isinstance(value, list):
             raise misfit({"": f"a class or a list of numbers fits, not {json_type(value)}"})
-        wrong = {f"[{i}]": one for i, one in enumerate(value) if not isinstance(one, int | float) or one is True}
-        if wrong:
-            raise misfit({place: f"a number fits, not {json_type(one)}" for place, one in wrong.items()})
+        check_each(value, lambda one: isinstance(one, int | float) and not isinstance(one, bool), "a number")
         return value
 
 
@@ -252,6 +252,11 @@ async def completions(
         GenerationInput(**{**shared, "prompt": clean(prompt), "seed": None if seed is None else (seed + i) % 2**63})
         for i, prompt in enumerate(prompts)
     ]
+
+    def where(index: int, field: str) -> str:
+        return f"prompt[{index}]" if field == "prompt" and not isinstance(asked.prompt, str) else field
+
+    check_limits(model.bundle, inputs, settings, where)
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
@@ -269,7 +274,8 @@ async def completions(
                 pieces.close()
                 raise
             events = _events(first, pieces, asked, head, request.scope)
-            return _Events(events, pieces, settings.stall_seconds, model.version)
+            headers = {"Server-Timing": pieces.timing, "X-Model-Version": model.version}
+            return _Events(events, pieces, settings.stall_seconds, headers)
         answer = await awaited(request, model.predict(inputs, deadline))
     except InputError as error:
         raise _misfit(error, single=isinstance(asked.prompt, str)) from None
@@ -287,24 +293,6 @@ def _check(asked: CompletionRequest, prompts: Sequence[str], settings: Settings)
     wrong = []
     if many > settings.max_items:
         wrong.append(("prompt", f"{many} prompts are too many; at most {settings.max_items} fit in one request"))
-    for index, prompt in enumerate(prompts):
-        if len(prompt) > settings.max_characters:
-            place = "prompt" if isinstance(asked.prompt, str) else f"prompt[{index}]"
-            wrong.append((place, f"{len(prompt)} characters; at most {settings.max_characters} fit"))
-    if many * asked.n > settings.max_completions:
-        wrong.append(("n", f"{asked.n} completions of {many} prompts are {many * asked.n}; at most "
-                      f"{settings.max_completions} fit in one request"))  # fmt: skip
-    if asked.max_tokens > settings.max_tokens:
-        wrong.append(("max_tokens", f"{asked.max_tokens} tokens; at most {settings.max_tokens} fit"))
-    work = many * (asked.beam_size or 0) * asked.max_tokens
-    if work > settings.max_beam_tokens:
-        wrong.append(("beam_size", f"{many} prompts x {asked.beam_size} beams x {asked.max_tokens} tokens are {work}; "
-                      f"at most {settings.max_beam_tokens} fit in one request"))  # fmt: skip
-    if asked.logprobs is not None:
-        told = asked.n * (many * asked.max_tokens + asked.echo * sum(map(len, prompts))) * (1 + asked.logprobs)
-        if told > settings.max_logprobs:
-            wrong.append(("logprobs", f"an answer of up to {told} log-probabilities is too large; at most "
-                          f"{settings.max_logprobs} fit"))  # fmt: skip
     if asked.return_beams and asked.stream:
         wrong.append(("return_beams", "the tree is whole when the search ends; without stream it fits"))
     if asked.return_beams and many > 1:
@@ -385,24 +373,24 @@ async def _events(
                     for prompt, piece in taken[start : start + AT_ONCE]
                 )
             read += sum(piece.prompt_tokens or 0 for _, piece in taken)
-            written += sum(piece.tokens or 0 for _, piece in taken)
+            written += sum(piece.tokens for _, piece in taken)
             taken = await anext(pieces, None)
         if counted:
             usage = Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
             yield format_sse_event(data_str="".join(_frame(head | {"usage": usage})))
         yield format_sse_event(data_str="[DONE]")
     except (Refused, Late) as error:
-        yield _failure(unanswered(error))
+        yield _failure(unanswered(error), scope)
     except Exception:
         request_id = scope["state"]["request_id"]
         log.exception("a stream failed, request %s", request_id)
         failure = ProblemError("internal-error", f"this is not your fault; the server's log has it as {request_id}")
-        yield _failure(failure)
-    finally:
-        note(tokens=written)
+        yield _failure(failure, scope)
 
 
-def _failure(error: ProblemError) -> bytes:
+def _failure(error: ProblemError, scope: Scope) -> bytes:
+    """The last event of a stream that failed; the log has its kind, whatever the status was."""
+    scope["state"]["problem"] = error.kind
     _, _, said = render(COMPLETIONS, error, "")
     return format_sse_event(event="error", data_str=said.model_dump_json())
 
@@ -431,9 +419,10 @@ def _event(prompt: int, piece: Piece, asked: CompletionRequest, frame: tuple[str
 class _Events(EventSourceResponse):
     """Sends events, and lets the model go when the reader has gone, or takes nothing for ``patience`` seconds."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], pieces: Pieces, patience: float, version: str) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Model-Version": version}
-        super().__init__(events, headers=headers)
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], pieces: Pieces, patience: float, headers: dict[str, str]
+    ) -> None:
+        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         self.events, self.pieces, self.patience = events, pieces, patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -450,10 +439,11 @@ class _Events(EventSourceResponse):
         except asyncio.CancelledError:  # the server stops and the time for running requests is over
             if not started:
                 raise
-            await patient({"type": "http.response.body", "body": _failure(STOPPING)})
+            await patient({"type": "http.response.body", "body": _failure(STOPPING, scope)})
         except TimeoutError:
             log.info("the reader of a stream took nothing for %g s, request %s", self.patience,
                      scope["state"]["request_id"])  # fmt: skip
         finally:
             self.pieces.close()
+            note(tokens=self.pieces.written)
             await self.events.aclose()

@@ -17,6 +17,8 @@ from pydantic_core import from_json
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.routes.inputs import check_values
+
 JSON = b"application/json"
 
 
@@ -38,7 +40,7 @@ class Direct:
     """ASGI middleware, to be added before any other, so that it is the innermost.
 
     It takes a POST request with a JSON body that fits to its handler. Everything else, and all that is wrong with a
-    body, goes on to ``app``, which reads the same body again.
+    body, goes on to ``app``, which reads the same body again; but a body with too many values goes no further.
 
     Args:
         app: what answers everything else.
@@ -49,6 +51,8 @@ class Direct:
     def __init__(self, app: ASGIApp, *, owner: FastAPI, routes: Iterable[APIRoute]) -> None:
         self.app = app
         self.owner = owner
+        routes = [route for route in routes if route.body_field is not None]
+        self._bodies = {route.path: route for route in routes}
         found = {route.path: _handler(route) for route in routes}
         self._handlers = {path: handler for path, handler in found.items() if handler is not None}
         self._guarded: ASGIApp | None = None
@@ -59,22 +63,37 @@ class Direct:
         return list(self._handlers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and not self.owner.dependency_overrides:
-            handler = self._handlers.get(scope["path"])
-            if handler is not None and not scope.get("root_path") and _is_json(scope):
-                if self._guarded is None:  # handlers may be registered until the first request
-                    handlers: Any = self.owner.exception_handlers
-                    self._guarded = ExceptionMiddleware(self._answer, handlers)
-                await self._guarded(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+        if not self._takes(scope):
+            await self.app(scope, receive, send)
+            return
+        if self._guarded is None:  # handlers may be registered until the first request
+            handlers: Any = self.owner.exception_handlers
+            self._guarded = ExceptionMiddleware(self._answer, handlers)
+        await self._guarded(scope, receive, send)
+
+    def _takes(self, scope: Scope) -> bool:
+        return (
+            scope["type"] == "http"
+            and scope["method"] == "POST"
+            and scope["path"] in self._bodies
+            and not self.owner.dependency_overrides
+            and not scope.get("root_path")
+            # At least whatever FastAPI reads as JSON; it refuses the rest.
+            and b"json" in _media_type(scope).lower()
+        )
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route, name, given = self._handlers[scope["path"]]
         messages = [await receive()]
         while messages[-1]["type"] == "http.request" and messages[-1].get("more_body", False):
             messages.append(await receive())
         body = b"".join(message.get("body", b"") for message in messages)
+        scope["route"] = self._bodies[scope["path"]]
+        await check_values(body, self.owner.state.settings.max_values)
+        handler = self._handlers.get(scope["path"])
+        if handler is None or _media_type(scope) != JSON:
+            await self.app(scope, _again(messages, receive), send)
+            return
+        route, name, given = handler
         field = route.body_field
         assert field is not None
         try:
@@ -84,7 +103,7 @@ class Direct:
         if value is None or errors or messages[-1]["type"] != "http.request":
             await self.app(scope, _again(messages, receive), send)
             return
-        scope["route"], scope["endpoint"] = route, route.endpoint
+        scope["endpoint"] = route.endpoint
         request = Request(scope, receive, send)
         arguments = {argument: give(request) for argument, give in given.items()}
         response: Response = await route.endpoint(**{name: value}, **arguments)
@@ -130,11 +149,11 @@ def _itself(request: Request) -> Request:
     return request
 
 
-def _is_json(scope: Scope) -> bool:
+def _media_type(scope: Scope) -> bytes:
     for name, value in scope["headers"]:
         if name == b"content-type":
-            return bool(value == JSON or value.startswith(JSON + b";"))
-    return False
+            return bytes(value).partition(b";")[0]
+    return b""
 
 
 def _again(messages: list[Message], receive: Receive) -> Receive:

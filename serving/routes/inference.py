@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from math import prod
 from typing import Annotated, Any, NamedTuple
 
@@ -21,7 +22,7 @@ from seqapp.registry import suggest
 from seqapp.tasks import InputError, Task
 from seqapp.tasks.sentiment import Sentiment
 from serving.models import LiveModel, Models
-from serving.problems import ProblemError, Wire, documented, fields, json_type
+from serving.problems import MOST_ERRORS, ProblemError, Wire, documented, fields, json_type
 from serving.routes import ENGINE_PROBLEMS, TIMING, Deadline, LiveModels, ServerSettings, awaited, written
 from serving.routes import inputs as given
 from serving.routes.health import readiness
@@ -155,7 +156,7 @@ class InputTensor(Wire):
 
     name: str = Field(examples=["text"])
     shape: list[Annotated[int, Field(ge=1, lt=2**31)]] = Field(
-        description="sizes whose product is the number of elements", examples=[[1]]
+        fail_fast=True, description="sizes whose product is the number of elements", examples=[[1]]
     )
     datatype: str = Field(examples=["BYTES"])
     parameters: dict[str, Any] = Field(default={}, description="`binary_data_size`, for bytes after the JSON")
@@ -173,9 +174,11 @@ class InferenceRequest(Wire):
     """What to ask a model."""
 
     id: str | None = Field(default=None, description="comes back with the answer")
-    inputs: list[InputTensor] = Field(description="the one tensor that the model's metadata names")
+    inputs: list[InputTensor] = Field(fail_fast=True, description="the one tensor that the model's metadata names")
     parameters: dict[str, Any] = Field(default={}, description="fields of the task's input, the same for every element")
-    outputs: list[OutputTensor] | None = Field(default=None, description="which tensors to answer; by default all")
+    outputs: list[OutputTensor] | None = Field(
+        default=None, fail_fast=True, description="which tensors to answer; by default all"
+    )
 
 
 class AnswerTensor(BaseModel):
@@ -315,7 +318,8 @@ async def model_infer(
     name: str, request: Request, models: LiveModels, settings: ServerSettings, deadline: Deadline
 ) -> Response:
     """The answers to a tensor of texts, as tensors."""
-    asked = _read(request, await given.body_of(request))
+    models.get(name)  # a wrong address comes before a wrong body; by the time that is read, another may be live
+    asked = await _read(request, await given.body_of(request), settings)
     return await _infer(request, models.get(name), name, asked, settings, deadline)
 
 
@@ -324,11 +328,12 @@ async def version_infer(
     name: str, version: str, request: Request, models: LiveModels, settings: ServerSettings, deadline: Deadline
 ) -> Response:
     """As of the model."""
-    asked = _read(request, await given.body_of(request))
+    models.get(f"{name}/{version}")
+    asked = await _read(request, await given.body_of(request), settings)
     return await _infer(request, models.get(f"{name}/{version}"), name, asked, settings, deadline)
 
 
-def _read(request: Request, body: bytes) -> InferenceRequest:
+async def _read(request: Request, body: bytes, settings: Settings) -> InferenceRequest:
     """The request; a text that follows the JSON becomes its tensor's data."""
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     length = request.headers.get(HEADER_LENGTH)
@@ -338,10 +343,11 @@ def _read(request: Request, body: bytes) -> InferenceRequest:
             "unsupported-media-type", f"Content-Type is {media_type[:80]!r}; 'Content-Type: application/json' fits"
         )
     if length is None:
-        return given.parse(InferenceRequest, body)
+        return await given.parse(InferenceRequest, body, settings)
     if not (length.isdecimal() and int(length[:12]) <= len(body)):
         raise fields((HEADER_LENGTH, f"the length of the JSON fits, at most the {len(body)} bytes of the body"))
-    asked, rest = given.parse(InferenceRequest, body[: int(length)]), body[int(length) :]
+    asked = await given.parse(InferenceRequest, body[: int(length)], settings)
+    rest = memoryview(body)[int(length) :]
     for index, tensor in enumerate(asked.inputs):
         size = tensor.parameters.pop("binary_data_size", None)
         if size is not None:
@@ -349,21 +355,24 @@ def _read(request: Request, body: bytes) -> InferenceRequest:
             if not (isinstance(size, int) and 0 <= size <= len(rest)) or tensor.data is not None:
                 raise fields((place, f"a number of bytes fits, at most {len(rest)}, and no data"))
             # What is not BYTES is refused by its datatype.
-            tensor.data = _unpack(rest[:size], place) if tensor.datatype == "BYTES" else []
+            tensor.data = _unpack(rest[:size], place, settings.max_items) if tensor.datatype == "BYTES" else []
             rest = rest[size:]
     return asked
 
 
-def _unpack(raw: bytes, place: str) -> list[str]:
+def _unpack(raw: memoryview, place: str, most: int) -> list[str]:
     """The elements of a tensor of BYTES in the binary extension: each after its length, 4 bytes, little endian."""
-    texts, at = [], 0
+    texts: list[str] = []
+    at = 0
     try:
         while at < len(raw):
+            if len(texts) == most:
+                raise fields((place, f"more than {most} texts are too many for one request"))
             (size,) = struct.unpack_from("<I", raw, at)
             at += 4 + size
             if at > len(raw):
                 raise fields((place, "the last element is longer than the bytes"))
-            texts.append(raw[at - size : at].decode("utf-8"))
+            texts.append(str(raw[at - size : at], "utf-8"))
     except (struct.error, UnicodeDecodeError):
         raise fields((place, "texts in UTF-8 fit, each after its length in 4 bytes, little endian")) from None
     return texts
@@ -443,10 +452,10 @@ def _texts(asked: InferenceRequest, name: str, settings: Settings) -> list[str]:
 def _wanted(asked: InferenceRequest, tensors: Tensors) -> list[Column]:
     known = {column.name: column for column in tensors.columns}
     names = [one.name for one in asked.outputs or []] or list(known)
-    odd = [(f"outputs[{index}].name", f"no output is called {name[:80]!r}; {suggest(name[:80], list(known))}")
-           for index, name in enumerate(names) if name not in known]  # fmt: skip
-    if odd:
-        raise fields(*odd)
+    odd = ((f"outputs[{index}].name", f"no output is called {name[:80]!r}; {suggest(name[:80], list(known))}")
+           for index, name in enumerate(names) if name not in known)  # fmt: skip
+    if found := [*islice(odd, MOST_ERRORS)]:
+        raise fields(*found)
     return [known[name] for name in dict.fromkeys(names)]
 
 

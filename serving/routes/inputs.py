@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
@@ -23,13 +26,22 @@ from seqapp.translation import TranslationInput
 from serving.problems import MOST_ERRORS, ProblemError, fields, unreadable
 from serving.settings import Settings
 
+JSON_MARKS = re.compile(rb'\[|\{|,|"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""Texts, commas and opening brackets."""
+CSV_MARKS = re.compile(rb'[,\r\n]"(?:[^"]++|"")*+|[,\r\n]')
+"""Ends of cells, outside of quotes."""
+
 M = TypeVar("M", bound=BaseModel)
 Where = Callable[[int, str], str]
 """The place in a request of a field of an input, by the input's index; of the whole input if the field is ""."""
 
 
-async def body_of(request: Request) -> bytes:
+async def body_of(request: Request, fits: str = "a JSON object") -> bytes:
     """The whole body.
+
+    Args:
+        request: whose body it is.
+        fits: what the body should hold, for a person.
 
     Raises:
         ProblemError: if it is empty.
@@ -40,17 +52,43 @@ async def body_of(request: Request) -> bytes:
     except ClientDisconnect as error:
         raise HTTPException(400) from error
     if not body:
-        raise ProblemError("malformed-body", "the body is empty; a JSON object fits")
+        raise ProblemError("malformed-body", f"the body is empty; {fits} fits")
     return body
 
 
-def parse(model: type[M], body: bytes) -> M:
+async def check_values(body: bytes, most: int, marks: re.Pattern[bytes] = JSON_MARKS) -> None:
+    """Refuse a body of which too much would be made, before it is read: objects take many times its bytes.
+
+    Args:
+        body: the whole of it.
+        most: marks.
+        marks: what stands for a value or ends one, in the language of the body.
+
+    Raises:
+        ProblemError: naming the limit.
+    """
+    if len(body) <= most:
+        return
+    if b"\0" in body:  # as in UTF-16, where a byte of a letter may look like the end of a text
+        many = sum(map(body.count, (b",", b"[", b"{", b'"'))) > most
+    else:
+        many = await run_in_threadpool(_longer, marks.finditer(body), most)
+    if many:
+        raise fields(("body", f"more than {most} values, counted by texts, commas and brackets, are too many"))
+
+
+def _longer(found: Iterator[Any], most: int) -> bool:
+    return next(islice(found, most, None), None) is not None
+
+
+async def parse(model: type[M], body: bytes, settings: Settings) -> M:
     """JSON as a ``model``.
 
     Raises:
-        ProblemError: if it is not JSON.
+        ProblemError: if it is not JSON, or holds too many values.
         RequestValidationError: if it does not fit.
     """
+    await check_values(body, settings.max_values)
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -95,21 +133,31 @@ def inputs_of(
     """
     kind, text_field = bundle.task.Input, bundle.task.line_field or ""
     known = list(kind.model_fields)
-    wrong = {where(0, name): _unknown(name, known) for name in shared if name not in kind.model_fields}
+    odd = (name for name in shared if name not in kind.model_fields)
+    wrong = {where(0, name): _unknown(name, known) for name in islice(odd, MOST_ERRORS)}
     inputs = []
     for index, record in enumerate(records):
         given = {**record, **shared}
+        if len(given) > len(known):  # so some are unknown; pydantic would tell of every one
+            odd = (name for name in given if name not in kind.model_fields)
+            wrong |= {where(index, name): _unknown(name, known) for name in islice(odd, MOST_ERRORS)}
+            break
         if isinstance(given.get(text_field), str):
             given[text_field] = clean(given[text_field])
         try:
             inputs.append(kind.model_validate(given))
         except ValidationError as error:
-            for one in error.errors(include_url=False):
+            found = error.errors(include_url=False, include_context=False, include_input=False)
+            for one in found:
                 name = str(one["loc"][0]) if one["loc"] else ""
-                told = {"extra_forbidden": _unknown(name, known), "missing": "is required"}
-                wrong.setdefault(where(index, name), told.get(one["type"], one["msg"].removeprefix("Value error, ")))
-        if len(wrong) >= MOST_ERRORS:
-            break
+                if one["type"] == "extra_forbidden":
+                    told = _unknown(name, known)
+                else:
+                    told = "is required" if one["type"] == "missing" else one["msg"].removeprefix("Value error, ")
+                wrong.setdefault(where(index, name), told)
+            # What is wrong with a shared field is so in each record.
+            if len(wrong) >= MOST_ERRORS or any(one["loc"] and one["loc"][0] in shared for one in found):
+                break
     if wrong:
         raise fields(*wrong.items())
     return inputs

@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Mapping
 from io import StringIO
+from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -19,11 +20,21 @@ from pydantic_core import to_json
 
 from seqapp import __version__
 from seqapp.tasks import InputError
-from serving.models import LiveModel, Models
-from serving.problems import ProblemError, Wire, documented, fields, json_type, misfit
+from serving.models import LiveModel, Models, UnknownModel
+from serving.problems import MOST_ERRORS, ProblemError, Wire, documented, fields, json_type, misfit, unknown_model
 from serving.routes import ENGINE_PROBLEMS, TIMING, Deadline, LiveModels, ServerSettings, awaited, written
 from serving.routes.health import readiness
-from serving.routes.inputs import Where, body_of, check_limits, inputs_of, parse, request_body, unanswerable
+from serving.routes.inputs import (
+    CSV_MARKS,
+    Where,
+    body_of,
+    check_limits,
+    check_values,
+    inputs_of,
+    parse,
+    request_body,
+    unanswerable,
+)
 
 router = APIRouter(tags=["invocations"])
 csv.field_size_limit(sys.maxsize)  # the size of the whole body is bounded
@@ -32,8 +43,8 @@ csv.field_size_limit(sys.maxsize)  # the size of the whole body is bounded
 class Split(Wire):
     """A data frame, as ``DataFrame.to_dict("split")`` writes it."""
 
-    columns: list[str] = Field(description="names of fields of the task's input")
-    data: list[list[Any]] = Field(description="rows, each with a value for every column")
+    columns: list[str] = Field(fail_fast=True, description="names of fields of the task's input")
+    data: list[list[Any]] = Field(fail_fast=True, description="rows, each with a value for every column")
     index: list[Any] | None = Field(default=None, description="taken and not used")
 
 
@@ -41,7 +52,9 @@ class Invocation(Wire):
     """Inputs in one of four shapes, each an input of the model's task; null and NaN are as if left out."""
 
     dataframe_split: Split | None = None
-    dataframe_records: list[dict[str, Any]] | None = Field(default=None, description="one object for each input")
+    dataframe_records: list[dict[str, Any]] | None = Field(
+        default=None, fail_fast=True, description="one object for each input"
+    )
     instances: list[Any] | None = Field(default=None, description="objects, or the texts alone")
     inputs: dict[str, Any] | list[Any] | str | None = Field(
         default=None, description="a list for each field, or objects, or the texts alone, or one text"
@@ -129,17 +142,17 @@ async def invocations(
 ) -> Response:
     """One answer for each row of a data frame, as JSON in MLflow's shapes or as CSV with a line of names."""
     if _media_type(request) == "text/csv":
-        rows, place, params = *_lines(await body_of(request)), {}
+        body = await body_of(request, "CSV with a line of names")
+        await check_values(body, settings.max_values, CSV_MARKS)
+        rows, place, params = *_lines(body, settings.max_items), {}
     else:
-        asked = parse(Invocation, await body_of(request))
+        asked = await parse(Invocation, await body_of(request), settings)
         params = dict(asked.params or {})
-        rows, place = _rows(asked)
+        rows, place = _rows(asked, settings.max_items)
     name = params.pop("model", model)
     if name is not None and not isinstance(name, str):
         raise fields(("params.model", f"the id of a live model fits, not {json_type(name)}"))
     live = _chosen(models, name)
-    if len(rows) > settings.max_items:
-        raise fields(("body", f"{len(rows)} rows are too many; at most {settings.max_items} fit in one request"))
 
     def where(index: int, field: str) -> str:
         return f"params.{field[:80]}" if field in params else place(index, field)
@@ -214,7 +227,10 @@ def _media_type(request: Request) -> str:
 
 def _chosen(models: Models, name: str | None) -> LiveModel:
     if name is not None:
-        return models.get(name)
+        try:
+            return models.get(name)
+        except UnknownModel as error:
+            raise unknown_model(error, "params.model") from None
     tasks = {model.task for model in models}
     if len(tasks) > 1:
         known = ", ".join(model.id for model in models)
@@ -224,21 +240,28 @@ def _chosen(models: Models, name: str | None) -> LiveModel:
     return models.find(tasks.pop())
 
 
-def _rows(asked: Invocation) -> tuple[list[Any], Where]:
-    """The rows, objects or values of the task's one text field, and the place of each."""
+def _rows(asked: Invocation, most: int) -> tuple[list[Any], Where]:
+    """The rows, objects or values of the task's one text field, and the place of each; ``most`` fit."""
     if asked.dataframe_split is not None:
         frame = asked.dataframe_split
-        return _split(frame.columns, frame.data, "dataframe_split.columns", "dataframe_split.data")
+        return _split(frame.columns, frame.data, most, "dataframe_split.columns", "dataframe_split.data")
     if isinstance(asked.inputs, dict):
-        return _columns(asked.inputs)
+        return _columns(asked.inputs, most)
     name = next(name for name in SHAPES[1:] if getattr(asked, name) is not None)
     rows = getattr(asked, name)
     if isinstance(rows, str):
         return [rows], lambda index, field: name
+    _not_more(len(rows), most)
     return list(rows), lambda index, field: f"{name}[{index}]" + (f".{field[:80]}" if field else "")
 
 
-def _split(columns: list[str], data: list[list[Any]], named: str, place: str) -> tuple[list[Any], Where]:
+def _not_more(many: int, most: int) -> None:
+    if many > most:
+        raise fields(("body", f"{many} rows are too many; at most {most} fit in one request"))
+
+
+def _split(columns: list[str], data: list[list[Any]], most: int, named: str, place: str) -> tuple[list[Any], Where]:
+    _not_more(len(data), most)
     if len(set(columns)) < len(columns):
         raise fields((named, "a column stands there twice; different names fit"))
     odd = [(f"{place}[{index}]", f"{len(row)} values; {len(columns)} fit, one for each column")
@@ -249,19 +272,20 @@ def _split(columns: list[str], data: list[list[Any]], named: str, place: str) ->
     return rows, lambda index, field: f"{place}[{index}]" + (f".{field[:80]}" if field else "")
 
 
-def _columns(columns: Mapping[str, Any]) -> tuple[list[Any], Where]:
+def _columns(columns: Mapping[str, Any], most: int) -> tuple[list[Any], Where]:
     lists = {name: value if isinstance(value, list) else [value] for name, value in columns.items()}
     many = max(map(len, lists.values()), default=0)
-    odd = [(f"inputs.{name[:80]}", f"{len(values)} values; {many} fit, as in the longest list")
-           for name, values in lists.items() if len(values) != many]  # fmt: skip
-    if odd:
-        raise fields(*odd)
+    _not_more(many, most)
+    odd = ((f"inputs.{name[:80]}", f"{len(values)} values; {many} fit, as in the longest list")
+           for name, values in lists.items() if len(values) != many)  # fmt: skip
+    if found := [*islice(odd, MOST_ERRORS)]:
+        raise fields(*found)
     rows = [{name: values[index] for name, values in lists.items()} for index in range(many)]
     return rows, lambda index, field: f"inputs.{field[:80]}[{index}]" if field else f"inputs, {index}"
 
 
-def _lines(body: bytes) -> tuple[list[Any], Where]:
-    """The rows of CSV; a cell that is empty is absent."""
+def _lines(body: bytes, most: int) -> tuple[list[Any], Where]:
+    """The rows of CSV, of which ``most`` fit; a cell that is empty is absent."""
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -270,7 +294,8 @@ def _lines(body: bytes) -> tuple[list[Any], Where]:
         names, *lines = list(csv.reader(StringIO(text, newline=""), strict=True)) or [[]]
     except csv.Error as error:
         raise ProblemError("malformed-body", f"the body is not CSV that this server reads: {error}") from None
-    return _split(names, [[cell or None for cell in line] for line in lines if line], "the first line", "row")
+    rows = [[cell or None for cell in line] for line in lines if line]
+    return _split(names, rows, most, "the first line", "row")
 
 
 def _absent(value: Any) -> bool:

@@ -8,12 +8,13 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Request, Response
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 
 from seqapp.tasks.generation import Generation
 from serving.models import LiveModel, Place
 from serving.problems import MOST_ERRORS, FieldError, ProblemError, Wire, documented
 from serving.reload import Reloaded, Reloader
-from serving.routes import LiveModels
+from serving.routes import Deadline, LiveModels
 
 router = APIRouter(tags=["models"])
 
@@ -131,6 +132,27 @@ async def model_card(model_id: str, models: LiveModels) -> Response:
     return Response(models.get(model_id).card, media_type="text/markdown; charset=utf-8")
 
 
+@router.get(
+    "/v1/models/{model_id:path}",
+    summary="What is a model?",
+    responses={
+        **documented("unknown-model", path="/v1/models/name"),
+        "default": {
+            **documented("internal-error", path="/v1/models/name")[500],
+            "description": "any other error, in the shape that OpenAI's clients read",
+        },
+    },
+)
+async def model(model_id: str, request: Request, models: LiveModels) -> ModelInfo:
+    """As the list tells it; of a deployment of several versions one of them."""
+    if model_id == "reload":  # this path fits, too
+        raise HTTPException(405, headers={"Allow": "POST"})
+    found = models.get(model_id)
+    place = next(place for place in models.places if place.live is found)
+    prefix = request.scope.get("root_path", "")
+    return _describe(place, found, models.weight(found), models.default(found.task), prefix)
+
+
 _REQUESTS: dict[str, Any] = {
     "everything": {"value": {}},
     "one model": {"value": {"model": "sentiment-bundled"}},
@@ -148,20 +170,27 @@ _REQUESTS: dict[str, Any] = {
         "unsupported-media-type",
         "invalid-request",
         "internal-error",
+        "deadline-exceeded",
         path="/v1/models/reload",
         wrong=("model", "Input should be a valid string"),
     ),
 )
 async def reload(
-    request: Request, asked: Annotated[ReloadRequest | None, Body(openapi_examples=_REQUESTS)] = None
+    request: Request,
+    deadline: Deadline,
+    asked: Annotated[ReloadRequest | None, Body(openapi_examples=_REQUESTS)] = None,
 ) -> ReloadAnswer:
     """Look what is asked for now, and let it answer once it is loaded, warm, and gives its golden answers.
 
     If one cannot go live, the answer is `reload-failed`, with the reason for each in `errors`; the others are reloaded
-    all the same, and what was live before stays.
+    all the same, and what was live before stays. A reload that takes longer than its answer may goes on.
     """
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if "origin" in request.headers and given != "application/json":
+        # What any page of the web could send without asking (Fetch, "simple request").
+        raise ProblemError("unsupported-media-type", "a page sends 'Content-Type: application/json'")
     reloader: Reloader = request.app.state.reloader
-    done = await reloader.reload(asked.model if asked else None)
+    done = await reloader.reload(asked.model if asked else None, deadline)
     kept = [one for one in done.outcomes if one.outcome == "kept"]
     if kept or done.missing:
         raise ProblemError("reload-failed", _told(done), [

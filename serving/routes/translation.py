@@ -14,12 +14,13 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from seqapp.data.languages import best, words
 from seqapp.data.tokenizers import clean
 from seqapp.tasks import InputError
-from seqapp.tasks.translation import END_COST, SENTENCE_END, Translation
+from seqapp.tasks.translation import Translation
 from seqapp.translation import MOST_BEAMS, Sentence, TranslationInput, TranslationOutput
 from serving.engine import Answer
 from serving.models import LiveModel, Models
 from serving.problems import Wire, documented, fields, misfit, texts
 from serving.routes import ENGINE_PROBLEMS, MUCH, TIMING, Deadline, LiveModels, ServerSettings, awaited, written
+from serving.routes.inputs import check_limits
 from serving.settings import Settings
 
 TASK = "translation"
@@ -219,6 +220,13 @@ async def translate(
         )
         for text in given
     ]
+
+    def where(index: int, field: str) -> str:
+        # Of the two that multiply, it is the texts that are too long more often.
+        return _place(asked, index) if field == "text" else "q" if field == "beam_size" else field
+
+    for model in fitting.values():
+        check_limits(model.bundle, inputs, settings, where)
     detected = None
     try:
         with ExitStack() as held:
@@ -278,19 +286,6 @@ def _check(asked: TranslationRequest, given: Sequence[str], fitting: Iterable[Li
     beams = asked.beam_size or max(own, asked.alternatives + 1)
     if len(given) > settings.max_items:
         wrong.append(("q", f"{len(given)} texts are too many; at most {settings.max_items} fit in one request"))
-    for index, text in enumerate(given):
-        if len(text) > settings.max_characters:
-            most = settings.max_characters
-            wrong.append((_place(asked, index), f"{len(text)} characters; at most {most} fit"))
-    characters = sum(map(len, given))
-    ends = sum(len(SENTENCE_END.findall(text)) for text in given)
-    work = (characters + END_COST * ends) * beams
-    if not wrong and work > settings.max_beam_characters:
-        wrong.append(("q", f"({characters} characters + {END_COST} x {ends} sentence ends) x {beams} beams are {work}; "
-                      f"at most {settings.max_beam_characters} fit in one request"))  # fmt: skip
-    if asked.return_attention and characters > settings.max_attention_characters:
-        wrong.append(("return_attention", f"the weights of {characters} characters are too many for one answer; at "
-                      f"most {settings.max_attention_characters} characters fit"))  # fmt: skip
     if asked.alternatives >= beams:
         wrong.append(("alternatives", f"a search with {beams} beams finds at most {beams - 1} beside the best; a "
                       f"beam_size of {asked.alternatives + 1} fits"))  # fmt: skip

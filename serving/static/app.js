@@ -51,6 +51,7 @@ async function showModels() {
     live = Object.keys(panels).filter((name) => fitting(name).length);
     for (const name of live) await panels[name].show(fitting(name));
     $("panels").hidden = live.length < 2;
+    for (const link of $("panels").children) link.hidden = !live.includes(link.hash.slice(1));
     if (!live.length) throw new Error("No model is live that this page has a panel for.");
   } catch (error) {
     showError(error);

@@ -227,6 +227,7 @@ def test_every_way_to_name_the_model_leads_to_an_equal_bundle(done: Done) -> Non
     ("reference", "said"),
     [
         ("nobody", "nobody@champion: not in the registry .* registered: sentiment-tiny@champion"),
+        ("sentiment-tinny", r"at \S+; did you mean 'sentiment-tiny@champion'\? registered: "),
         ("sentiment-tiny@challenger", "sentiment-tiny@challenger: not in the registry"),
         ("sentiment-tiny/7", "sentiment-tiny/7: not in the registry"),
         ("runs/nothing", "runs/nothing: no such directory"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import logging
 import os
 import re
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, sleep
@@ -60,7 +62,7 @@ def test_a_line_for_each_request(asked: Callable[..., list[dict[str, Any]]], fil
         client.post("/v1/sentiment", json={"inputs": [SECRET, "good"]}, headers={"X-Request-Id": "r-1"})
         client.post("/v1/sentiment", json={"inputs": SECRET, "model": "tinny"})
         client.get("/nowhere", headers={"Authorization": f"Bearer {SECRET}"})
-        client.post("/v1/completions", json={"prompt": SECRET, "max_tokens": 3, "stream": True})
+        client.post("/v1/completions", json={"prompt": SECRET, "max_tokens": 3, "min_tokens": 3, "stream": True})
 
     first, second, third, fourth = asked(ask)
     assert first.keys() == ALWAYS | {"model", "version", "inputs"}
@@ -247,6 +249,44 @@ def test_logs_go_to_the_terminal_from_a_thread(
     assert capfd.readouterr().err.endswith(" WARNING serving.test: with arguments\n")
 
 
+def test_what_uvicorn_says_of_our_own_doing_is_not_told_as_its_error(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    logs.to_terminal()
+    (door,) = logging.getLogger().handlers
+    uvicorn = logging.getLogger("uvicorn.error")
+    uvicorn.warning("Invalid HTTP request received.")
+    try:
+        raise asyncio.CancelledError
+    except asyncio.CancelledError as error:
+        uvicorn.error("Exception in ASGI application\n", exc_info=error)
+        uvicorn.error(traceback.format_exc())  # as starlette gives it to uvicorn
+    logging.getLogger("urllib3.connectionpool").warning("Retrying (Retry(total=1)) after connection broken")
+    uvicorn.error("Cancel %s running task(s), timeout graceful shutdown exceeded", 2)
+    try:
+        raise ValueError("a true one")
+    except ValueError as error:
+        uvicorn.error("Exception in ASGI application\n", exc_info=error)
+    door.close()
+    first, *rest = capfd.readouterr().err.splitlines()
+    assert " WARNING uvicorn.error: 2 requests are cut off: " in first
+    assert rest[0].endswith(" ERROR uvicorn.error: Exception in ASGI application")
+    assert rest[-1] == "ValueError: a true one"
+
+
+def test_probes_that_go_well_are_told_to_programs_only(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = ["/livez", "/ping", "/v2/health/live", "/metrics", "/v1/models", "/readyz"]
+    caplog.set_level(logging.INFO, "serving.envelope")
+    with TestClient(create_app(Settings(audit_log=str(file)), Models([]))) as client:
+        codes = {path: client.get(path).status_code for path in paths}
+    assert codes["/livez"] == 200
+    assert codes["/readyz"] == 503
+    told = {path for path in paths if f"GET '{path}'" in caplog.text}
+    assert told == {path for path in paths if codes[path] != 200} | {"/v1/models"}
+    assert [json.loads(line)["path"] for line in file.read_bytes().splitlines()] == paths
+
+
 # The headers of answers
 
 
@@ -311,6 +351,72 @@ def test_no_other_origin_may_read_unless_it_is_named(client: TestClient, tmp_pat
         assert "Access-Control-Allow-Origin" not in other.headers
 
 
+def test_a_page_reads_why_it_is_refused_before_any_route() -> None:
+    chosen: dict[str, Any] = {"trusted_hosts": "a.example", "max_bytes": 10}
+    asked = {"Origin": "https://b.example", "Host": "a.example"}
+    refused = [({"Host": "x"}, 421), ({"Content-Length": "11"}, 413), ({"X-Request-Timeout": "x"}, 422)]
+    with TestClient(create_app(Settings(cors_origins="https://b.example", **chosen), Models([]))) as client:
+        for headers, status in refused:
+            answer = client.post("/v1/sentiment", headers=asked | headers)
+            assert answer.status_code == status
+            assert answer.headers.get_list("Access-Control-Allow-Origin") == ["https://b.example"]
+
+
+PAGES = [
+    ({}, True),
+    ({"Origin": "http://testserver"}, True),
+    ({"Origin": "https://TestServer"}, True),
+    ({"Origin": "http://testserver:81"}, False),
+    ({"Origin": "https://evil.example"}, False),
+    ({"Origin": "null"}, False),
+    ({"Origin": "null", "Host": ""}, False),
+    # A proxy may have changed Host, but a page cannot change what its browser says of it.
+    ({"Origin": "https://a.example", "Sec-Fetch-Site": "same-origin"}, True),
+    ({"Origin": "http://testserver", "Sec-Fetch-Site": "cross-site"}, False),
+    ({"Origin": "https://a.example", "Sec-Fetch-Site": "same-site"}, False),
+]
+
+
+@pytest.mark.parametrize(("headers", "taken"), PAGES)
+def test_without_keys_no_page_of_another_origin_may_post(
+    client: TestClient, headers: dict[str, str], taken: bool
+) -> None:
+    answer = client.post("/nowhere", headers=headers)
+    assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (
+        (404, "unknown-path") if taken else (403, "forbidden")
+    )
+
+
+@pytest.mark.parametrize("origins", ["https://a.example", "*"])
+def test_but_one_that_is_named(origins: str) -> None:
+    page = {"Origin": "https://a.example", "Sec-Fetch-Site": "cross-site"}
+    with TestClient(create_app(Settings(cors_origins=origins), Models([]))) as client:
+        assert client.post("/v1/models/reload", headers=page, json={}).status_code == 200
+        simple = client.post("/v1/models/reload", headers={**page, "Content-Type": "text/plain"})
+        assert simple.json()["type"] == "urn:problem-type:seqapp:unsupported-media-type"
+        assert client.post("/v1/models/reload").status_code == 200  # no page, and no body
+
+
+def test_with_keys_a_page_needs_one(tmp_path: Path) -> None:
+    key = create(tmp_path / "keys", "anna")
+    with TestClient(create_app(Settings(keys=tmp_path / "keys"), Models([]))) as client:
+        headers = {"Origin": "https://a.example", "X-API-Key": key}
+        assert client.post("/nowhere", headers=headers).status_code == 404
+
+
+def test_without_keys_this_machine_alone_is_asked_by_its_own_names(tmp_path: Path) -> None:
+    assert Settings().trusted_hosts == []
+    with TestClient(create_app(Settings(host="box").at("127.0.0.2"), Models([]))) as client:
+        for host in ("localhost", "LOCALHOST:8000", "a.localhost", "127.0.0.1:8000", "[::1]:8000", "127.0.0.2", "box"):
+            assert client.get("/v1/models", headers={"Host": host}).status_code == 200, host
+        for host in ("evil.example", "127.0.0.1.evil.example", "evillocalhost", "10.0.0.1", ""):
+            assert client.get("/v1/models", headers={"Host": host}).status_code == 421, host
+    named = Settings(trusted_hosts="a.example")
+    keyed = Settings(keys=tmp_path / "keys")
+    for settings, address in ((named, "127.0.0.1"), (keyed, "::1"), (Settings(), "0.0.0.0"), (Settings(), "fe80::1%x")):
+        assert settings.at(address) is settings
+
+
 def test_only_trusted_hosts_are_answered() -> None:
     app = create_app(Settings(trusted_hosts="api.example.org *.Example.com localhost [::1]"), Models([]))
     with TestClient(app) as client:
@@ -349,7 +455,7 @@ def test_a_timeout_that_is_none_is_told(client: TestClient, sent: str) -> None:
     answer = client.get("/v1/models", headers={"X-Request-Timeout": sent})
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["field"] == "X-Request-Timeout"
-    assert "seconds fit" in answer.json()["detail"]
+    assert "seconds in digits fit" in answer.json()["detail"]
 
 
 def test_the_observer_is_told_routes_not_paths(tiny: Path) -> None:
@@ -385,6 +491,6 @@ def test_the_page_tells_the_defaults() -> None:
     for name, default in told.items():
         known = Settings.model_fields[name.lower()].default
         if known in (None, []):
-            assert default in ("none", "all") or default.startswith("those of"), name
+            assert default in ("none", "all") or default.startswith(("those of", "a quarter of")), name
         else:
             assert default == (str(known).lower() if isinstance(known, bool) else str(known)), name

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -16,7 +17,7 @@ from fastapi.testclient import TestClient
 from seqapp.errors import SeqappError
 from serving.__main__ import main
 from serving.app import create_app
-from serving.keys import Keys, create, remove
+from serving.keys import Keys, _replace, create, remove
 from serving.models import Models, go_live
 from serving.settings import Settings
 
@@ -109,6 +110,18 @@ def test_anything_else_is_not(guarded: tuple[TestClient, str, str], given: str) 
         assert client.get("/v1/models", headers={b"Authorization": odd}).status_code == 401
 
 
+@pytest.mark.parametrize("path", ["/docs/", "/", "docs", "/a//b", "/{any:path}"])
+def test_the_documents_open_no_path_but_theirs(path: str) -> None:
+    with pytest.raises(ValueError, match="docs_url"):
+        Settings(docs_url=path)
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/sentiment", "/v1/models/tiny/card", "/metrics", "/static/x"])
+def test_the_documents_take_no_path_of_another(path: str) -> None:
+    with pytest.raises(SeqappError, match=f"something else answers at {path}"):
+        create_app(Settings(docs_url=path), Models([]))
+
+
 def test_errors_keep_the_shape_of_their_route(guarded: tuple[TestClient, str, str]) -> None:
     answer = guarded[0].post("/v1/completions", json={"prompt": ""})
     assert answer.status_code == 401
@@ -137,7 +150,8 @@ def test_who_reads_the_metrics_is_a_setting(file: Path, access: str, nobody: boo
 
 def test_a_key_works_until_the_end_of_its_last_day(file: Path) -> None:
     today = datetime.now(UTC).date()
-    last, gone = create(file, "last", expires=today), create(file, "gone", expires=today - timedelta(days=1))
+    last, gone = create(file, "last", expires=today), create(file, "gone")
+    file.write_text(file.read_text().replace("never", str(today - timedelta(days=1))))
     keys = Keys(file)
     assert keys.find(last) or datetime.now(UTC).date() != today
     assert keys.find(gone) is None
@@ -202,6 +216,49 @@ def test_a_file_that_others_may_write_is_refused(file: Path) -> None:
         Keys(file)
 
 
+def test_a_revocation_keeps_owner_and_mode(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server may be another user, who reads the file by its group."""
+    create(file, "anna")
+    boris = create(file, "boris")
+    file.chmod(0o640)
+    owners: list[tuple[int, int]] = []
+    chown = os.fchown
+    monkeypatch.setattr(os, "fchown", lambda fd, user, group: (owners.append((user, group)), chown(fd, user, group)))
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    remove(link, "anna")
+    assert link.is_symlink()
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert owners == [(file.stat().st_uid, file.stat().st_gid)]
+    assert Keys(file).find(boris)
+
+    def refuse(*_: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    with pytest.raises(SeqappError, match="belongs to another user"):
+        remove(file, "boris")
+    assert Keys(file).find(boris)
+    assert {path.name for path in tmp_path.iterdir()} == {"keys", "link"}
+
+
+def test_a_revocation_loses_no_key_that_is_added_meanwhile(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create(file, "anna")
+    made: dict[str, str] = {}
+    adding = threading.Thread(target=lambda: made.update(boris=create(file, "boris")))
+
+    def slow(*given: Any) -> None:
+        adding.start()
+        adding.join(0.1)  # it waits, so this takes its time
+        assert not made
+        _replace(*given)
+
+    monkeypatch.setattr("serving.keys._replace", slow)
+    remove(file, "anna")
+    adding.join()
+    assert Keys(file).find(made["boris"])
+
+
 def test_many_may_add_keys_at_once(file: Path) -> None:
     made: dict[str, str] = {}
     threads = [threading.Thread(target=lambda n=n: made.__setitem__(f"k{n}", create(file, f"k{n}"))) for n in range(16)]
@@ -234,6 +291,12 @@ def test_the_command(file: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert "did you mean 'anna'?" in capsys.readouterr().err
     assert main(["key", "revoke", "anna"]) == 0
     assert file.read_text() == ""
+    assert main(["key", "new", "old", "--expires", "2020-01-01"]) == 1
+    assert "or a later day fits" in capsys.readouterr().err
+    file.write_text(f"old {'0' * 64} user 2020-01-01\n")
+    assert main(["key", "list"]) == 0
+    assert capsys.readouterr().out == "old\tuser\t2020-01-01\texpired\n"
+    assert main(["key", "revoke", "old"]) == 0
     assert os.stat(file).st_mode & 0o777 == 0o600
 
 

@@ -148,6 +148,13 @@ def test_retries_end(ask: Ask) -> None:
     assert len(script.asked) == 3
 
 
+@pytest.mark.parametrize(("timeout", "tries"), [(None, 4), (1000, 9)])
+def test_without_a_bound_tries_go_on_until_the_deadline(ask: Ask, timeout: float | None, tries: int) -> None:
+    found, script, _ = ask([*[httpx2.ConnectError("refused")] * (tries - (timeout is not None)), ok()], timeout=timeout)
+    assert len(script.asked) == tries
+    assert isinstance(found, list) == (timeout is not None)
+
+
 def test_no_pause_is_begun_that_the_deadline_would_cut(ask: Ask) -> None:
     found, script, pauses = ask([problem("overloaded", **{"Retry-After": "30"})], timeout=20)
     assert isinstance(found, Unavailable)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from httpx2 import Response
 
 from seqapp.completer import Completer
 from seqapp.completion import GenerationInput, Piece
+from seqapp.tasks.generation import Generation
 from serving.app import create_app
 from serving.models import LiveModel, Models, go_live
 from serving.routes.completions import CompletionAnswer, CompletionRequest
@@ -240,6 +242,8 @@ def test_a_stream_is_marked_as_one_that_nothing_may_hold_back(writer: TestClient
     answer = writer.post(PATH, json={"prompt": "the ", "stream": True})
     assert answer.headers["Cache-Control"] == "no-cache"
     assert answer.headers["X-Accel-Buffering"] == "no"
+    # How long the model takes is not known yet.
+    assert re.fullmatch(r"queue;dur=\d+\.\d\d", answer.headers["Server-Timing"])
     chunks = events(answer)
     assert "usage" not in chunks[0]
     assert chunks[0]["object"] == "text_completion"
@@ -293,6 +297,32 @@ def test_a_failure_before_the_first_piece_is_a_status(scripted: MakeApp, stream:
         answer = client.post(PATH, json={"stream": stream}, headers={"X-Request-Id": "mine-2"})
     assert "mine-2" in error(answer, 500, "internal_error")["message"]
     assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize(("ends", "outcome"), [("fails", "internal-error"), ("waits", "deadline-exceeded")])
+def test_the_log_has_why_a_stream_failed_and_what_was_written(
+    scripted: MakeApp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: str, outcome: str
+) -> None:
+    running, make = scripted
+    monkeypatch.setattr(Generation, "written", lambda task, said: said.tokens)
+    over = threading.Event()
+
+    def script(_: object) -> Iterator[Piece]:
+        yield Piece(index=0, text="ab", tokens=2)
+        assert ends == "waits"
+        over.wait(10)
+        yield Piece(index=0, text="c", tokens=1)
+
+    running.script = script
+    running.gate.set()
+    file = tmp_path / "audit.jsonl"
+    with TestClient(make(audit_log=str(file)), raise_server_exceptions=False) as client:
+        seconds = "0.3" if ends == "waits" else "60"
+        answer = client.post(PATH, json={"stream": True}, headers={"X-Request-Timeout": seconds})
+        over.set()
+        assert "event: error" in answer.text
+    line = json.loads(file.read_bytes().splitlines()[0])
+    assert (line["status"], line["outcome"], line["tokens"]) == (200, outcome, 2)
 
 
 class Caller:
@@ -382,13 +412,13 @@ def test_a_stream_that_is_cut_off_when_the_server_stops_says_so(scripted: MakeAp
         ({"prompt": ["a"] * 4}, "prompt", "4 prompts are too many; at most 3"),
         ({"prompt": ["a", "b" * 1001]}, "prompt[1]", "1001 characters; at most 1000"),
         ({"prompt": "b" * 1001}, "prompt", "1001 characters; at most 1000"),
-        ({"prompt": ["a", "b"], "n": 4}, "n", "4 completions of 2 prompts are 8; at most 6"),
+        ({"prompt": ["a", "b"], "n": 4}, "n", "8 completions in all; at most 6"),
         ({"n": 0}, "n", "greater than or equal to 1, not 0"),
         ({"n": 1.5}, "n", "valid integer, not 1.5"),
         ({"max_tokens": 401}, "max_tokens", "401 tokens; at most 400"),
         ({"max_tokens": 4097}, "max_tokens", "less than or equal to 4096, not 4097"),
         ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
-        ({"beam_size": 5, "max_tokens": 101}, "beam_size", "1 prompts x 5 beams x 101 tokens are 505; at most 500"),
+        ({"beam_size": 5, "max_tokens": 101}, "beam_size", "505 prompts x beams x tokens in all; at most 500"),
         ({"prompt": "x" * 1000, "echo": True, "logprobs": 20, "max_tokens": 0}, "logprobs", "21000 log-probabilities"),
         ({"no_repeat_ngram_size": 65}, "no_repeat_ngram_size", "64"),
         ({"beam_size": 0}, "beam_size", "greater than or equal to 1"),
@@ -478,6 +508,17 @@ def test_other_errors_have_the_same_shape(writer: TestClient) -> None:
     error(writer.post(PATH, json={"prompt": "a" * 200_000}), 413, "body_too_large")
     error(writer.get(PATH), 405, "method_not_allowed")
     error(writer.post(f"{PATH}/", json={}), 404, "unknown_path")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/embeddings"])
+def test_what_openai_has_and_this_server_has_not_is_told(writer: TestClient, path: str) -> None:
+    assert f"{PATH} takes a prompt" in error(writer.post(path, json={}), 404, "unknown_path")["message"]
+
+
+def test_one_model_is_told_as_the_list_tells_it(writer: TestClient) -> None:
+    for told in writer.get("/v1/models").json()["data"]:
+        assert writer.get(f"/v1/models/{told['id']}").json() == told
+    assert error(writer.get("/v1/models/nme"), 404, "model_not_found")["param"] == "model"
 
 
 def test_no_live_model() -> None:

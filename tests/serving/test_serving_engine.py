@@ -38,6 +38,7 @@ class Told(Observer):
     def __init__(self) -> None:
         self.outcomes: list[str] = []
         self.batches: list[int] = []
+        self.loads: list[tuple[int, int]] = []
         self.tokens = 0
 
     def finished(self, *labels: str, outcome: str = "", **figures: Any) -> None:
@@ -49,6 +50,9 @@ class Told(Observer):
 
     def batch(self, *labels: str, inputs: int, seconds: float) -> None:
         self.batches.append(inputs)
+
+    def load(self, *labels: str, waiting: int, running: int) -> None:
+        self.loads.append((waiting, running))
 
 
 def run(
@@ -180,7 +184,7 @@ def test_queued_and_computed_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> 
 @drawn(st.integers(0, 10**6))
 def test_requests_that_come_and_go_at_random_all_end(seed: int) -> None:
     chance = random.Random(seed)
-    running, told = Scripted(room=5), Told()
+    running, told = Scripted(room=5, pauses=chance.random() < 0.8), Told()
 
     async def ask(engine: Engine) -> list[Any]:
         async def one() -> Any:
@@ -212,9 +216,13 @@ def test_requests_that_come_and_go_at_random_all_end(seed: int) -> None:
                 await asyncio.sleep(0)
             if chance.random() < 0.3:
                 chance.choice(tasks).cancel()
-        return await asyncio.gather(*tasks, return_exceptions=True)
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        await until(lambda: told.loads[-1:] in ([], [(0, 0)]))
+        return found
 
-    found = run(ask, running, Limits(inputs=50), told)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MOST_AHEAD", chance.choice([1, 2, 256]))
+        found = run(ask, running, Limits(inputs=50), told)
     assert len(running) == 0
     for one in found:
         if isinstance(one, asyncio.CancelledError):
@@ -321,12 +329,13 @@ def test_a_deadline_stops_the_work_and_frees_the_place() -> None:
     async def ask(engine: Engine) -> list[Any]:
         late = asyncio.create_task(engine.predict([("ok", 10**9)], time.monotonic() + 0.05))
         waits = asyncio.create_task(engine.predict([("ok", 10**8)], time.monotonic() + 0.05))
-        with pytest.raises(Late, match="the deadline has passed"):
+        with pytest.raises(Late, match="the deadline has passed") as begun:
             await late  # while its step is computed
-        with pytest.raises(Late):
+        with pytest.raises(Late) as waited:
             await waits
-        with pytest.raises(Late, match="already"):
+        with pytest.raises(Late, match="already") as never:
             await engine.predict([("ok", 1)], time.monotonic())
+        assert [error.value.begun for error in (begun, waited, never)] == [True, False, False]
         running.gate.set()
         return (await engine.predict([("ok", 2)], time.monotonic() + 10)).outputs
 
@@ -396,12 +405,60 @@ def test_a_stream_that_cannot_pause_is_cut_off(monkeypatch: pytest.MonkeyPatch) 
     async def ask(engine: Engine) -> None:
         pieces = engine.stream([("ok", 10**9)])
         await engine.predict([("ok", 2000)])
-        assert len(await anext(pieces)) == 300
+        assert len(await anext(pieces)) == 301
         with pytest.raises(Late, match="300 pieces behind"):
             await anext(pieces)
 
     run(ask, running)
-    assert running.computed[("ok", 10**9)] == 300
+    assert running.computed[("ok", 10**9)] == 301
+
+
+@pytest.mark.parametrize("pauses", [True, False])
+def test_what_is_kept_until_all_have_joined_is_nobodys_delay(pauses: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CUT_OFF", 600)
+    running = Scripted(room=2, pauses=pauses)
+
+    async def ask(engine: Engine) -> tuple[int, list[tuple[int, int]]]:
+        pieces = engine.stream([("ok", 800), ("ok", 700), ("ok", 600)])
+        first = await anext(pieces)
+        said = [*first, *[one for taken in [taken async for taken in pieces] for one in taken]]
+        return len(first), said
+
+    # Two are far when the third joins.
+    first, said = run(ask, running)
+    assert first <= 2 * module.MOST_AHEAD or not pauses
+    for index, steps in enumerate((800, 700, 600)):
+        assert [piece for at, piece in said if at == index] == list(range(1, steps + 1))
+
+
+@pytest.mark.parametrize("how", ["left", "closed", "died"])
+def test_nothing_is_left_in_the_load_that_was_told(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, told = Scripted(room=1, script=lambda given: iter(range(10**9))), Told()
+
+    async def ask(engine: Engine) -> None:
+        tasks = [asyncio.create_task(outcome(engine.predict([("ok", 9)]))) for _ in range(2)]
+        await until(lambda: (1, 1) in told.loads)
+        if how == "left":
+            for task in tasks:
+                task.cancel()
+            await until(lambda: told.loads[-1] == (0, 0))
+            return
+        if how == "died":
+            monkeypatch.setattr(engine, "_turn", None)
+            await until(lambda: told.loads[-1] == (0, 0))
+        # A version that is closed tells nothing more, even if a step ends later: who closed it has said so.
+        running.gate.clear()
+        running.began.clear()
+        if how == "closed":
+            await asyncio.to_thread(running.began.wait, 10)
+        engine.close()
+        before = len(told.loads), len(told.batches)
+        running.gate.set()
+        await asyncio.gather(*tasks)
+        await asyncio.to_thread(engine._thread.join, 10)
+        assert (len(told.loads), len(told.batches)) == before
+
+    run(ask, running, observer=told)
 
 
 def test_what_is_wrong_with_one_input_is_told_before_any_piece() -> None:
@@ -746,11 +803,12 @@ def test_many_refusals_are_spread_out(monkeypatch: pytest.MonkeyPatch) -> None:
         times: list[float] = []
         began = loop.time()
 
-        async def answer(*_: Any) -> None:
+        async def answer(scope: Any, receive: Any, send: Any) -> None:
+            await receive()
             await release.wait()
 
         async def receive() -> Any:
-            await asyncio.sleep(30)
+            return {"type": "http.request", "body": b"", "more_body": False}
 
         app = InFlight(answer, most=1)
 

@@ -23,15 +23,17 @@ import yaml
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
+from serving import protocol
 from serving.app import create_app
-from serving.models import go_live
+from serving.models import Models, go_live
 from serving.settings import Settings
 
 QUICK: dict[str, Any] = {"header_seconds": 0.4, "body_seconds": 0.4, "idle_seconds": 0.4, "stall_seconds": 0.6,
-                         "max_connections": 60, "client_rate": 20_000, "max_bytes": 300_000,
-                         "access_log": False}  # fmt: skip
+                         "max_connections": 60, "max_client_connections": 60, "client_rate": 20_000,
+                         "max_bytes": 300_000, "access_log": False}  # fmt: skip
 PATIENCE = 20.0
 GOOD = b'{"inputs": "good"}'
+PROBE = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
 def post(body: bytes, path: bytes = b"/v1/sentiment", *more: bytes) -> bytes:
@@ -187,10 +189,12 @@ def test_what_is_not_http_is_refused(server: Server, junk: bytes, status: int) -
     assert (answer.status, answer.kind) == (status, "malformed-request")
 
 
-def test_ten_thousand_headers(server: Server) -> None:
+def test_ten_thousand_headers(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "serving")
     flood = b"GET /livez HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(10_000)) + b"\r\n"
     answer = server.one(flood)
     assert (answer.status, answer.kind) == (431, "headers-too-large")
+    assert f"request {answer.headers['x-request-id']}" in caplog.text
 
 
 def test_a_header_that_never_ends(server: Server) -> None:
@@ -445,7 +449,7 @@ def test_an_idle_connection_is_closed_after_its_answer(server: Server) -> None:
 @pytest.mark.parametrize("drop", [b"", b"x"])
 def test_a_body_that_comes_too_slowly(server: Server, drop: bytes) -> None:
     with server.connect() as connection:
-        connection.sendall(post(b'{"inputs": "' + b"a" * 100_000)[:-90_000])
+        connection.sendall(post(b'{"inputs": "' + b"a" * 100_000, b"/v1/sentiment", b"X-Request-Id: mine")[:-90_000])
         connection.settimeout(0.05)
         got = b""
         end = monotonic() + PATIENCE + 10
@@ -455,6 +459,7 @@ def test_a_body_that_comes_too_slowly(server: Server, drop: bytes) -> None:
                 got = connection.recv(65536)
     answer = Answer(got)
     assert (answer.status, answer.kind) == (408, "request-timeout")
+    assert answer.headers["x-request-id"] == "mine"
 
 
 @pytest.mark.parametrize("path", [b"/endless", b"/large"])
@@ -491,10 +496,10 @@ def test_more_connections_than_fit(server: Server) -> None:
     """Idle ones do not keep others out for longer than they may be idle."""
     with ExitStack() as stack:
         idle = [stack.enter_context(server.connect()) for _ in range(60)]
-        refused = stack.enter_context(server.connect())
-        answer = Answer(read(refused))
+        answer = server.one(post(GOOD))
         assert (answer.status, answer.kind) == (503, "overloaded")
         assert int(answer.headers["retry-after"]) >= 1
+        assert server.one(PROBE).status == 200
         crowd = []
         for _ in range(60):  # far beyond, they are cut without a word
             with suppress(ConnectionError):
@@ -505,8 +510,52 @@ def test_more_connections_than_fit(server: Server) -> None:
                 assert connection.recv(1) == b""
 
 
+def test_no_client_takes_the_connections_of_others(serve: Callable[..., Any]) -> None:
+    patient = {**QUICK, "idle_seconds": 30, "header_seconds": 30, "max_client_connections": 3}
+    asked = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    settings = Settings(**patient)
+    with serve(create_app(settings, Models([])), settings) as port, ExitStack() as stack:
+        server = Server(port)
+        idle = [stack.enter_context(server.connect()) for _ in range(3)]
+        answer = server.one(asked)
+        assert (answer.status, answer.kind) == (429, "too-many-requests")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert server.one(PROBE).status == 200
+        with socket.create_connection(("127.0.0.1", port), PATIENCE, ("127.0.0.2", 0)) as other:
+            other.sendall(asked)
+            assert Answer(read(other)).status == 404
+        idle[0].close()
+        wait(lambda: server.one(asked).status == 404)
+    settings = Settings(**patient, trusted_proxies="127.0.0.0/24")
+    with serve(create_app(settings, Models([])), settings) as port, ExitStack() as stack:
+        idle = [stack.enter_context(Server(port).connect()) for _ in range(5)]
+        assert Server(port).one(asked).status == 404
+
+
+def test_one_client_has_a_quarter_of_the_connections() -> None:
+    assert protocol.options(Settings(max_connections=100))["http"].limits.share == 25
+
+
+def test_a_slow_body_has_a_deadline_and_takes_nobodys_place(
+    tiny: Path, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "LINGER", 0.1)
+    settings = Settings(**{**QUICK, "body_seconds": 60, "max_in_flight": 1, "client_rate": 1})
+    with serve(create_app(settings, go_live([str(tiny)], threads=1)), settings) as port:
+        server = Server(port)
+        with server.connect() as slow, server.connect() as late:
+            slow.sendall(post(GOOD)[:-1])
+            late.sendall(post(b" " * 1000 + GOOD, b"/v1/sentiment", b"X-Request-Timeout: 0.2")[:-1])
+            assert server.one(post(GOOD, b"/v1/sentiment", b"Connection: close")).status == 200
+            answer = Answer(read(late))  # until it is closed, though it might send for a minute
+            assert (answer.status, answer.kind) == (408, "request-timeout")
+            slow.sendall(GOOD[-1:])
+            assert Answer(slow.recv(65536)).status == 200
+
+
 def test_five_hundred_idle_connections(app: FastAPI, serve: Callable[..., Any]) -> None:
-    with serve(app, Settings(**{**QUICK, "idle_seconds": 30, "header_seconds": 30, "max_connections": 600})) as port:
+    patient = {**QUICK, "idle_seconds": 30, "header_seconds": 30, "max_connections": 600, "max_client_connections": 600}
+    with serve(app, Settings(**patient)) as port:
         server = Server(port)
         with ExitStack() as stack:
             crowd = [stack.enter_context(server.connect()) for _ in range(500)]

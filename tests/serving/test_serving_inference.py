@@ -207,6 +207,8 @@ def test_the_limits_are_those_of_the_tasks_own_paths(
 def test_an_unknown_model_or_version(all_tasks: TestClient, path: str) -> None:
     assert "error" in wrong(all_tasks.get(path), 404)
     wrong(all_tasks.post("/v2/models/tiny/versions/9/infer", json={"inputs": [GOOD]}), 404, "tiny/9")
+    wrong(all_tasks.post("/v2/models/tiny/versions/9/infer", json={}), 404, "tiny/9")
+    wrong(all_tasks.post("/v2/models/nobody/infer", json={}), 404, "nobody")
 
 
 @pytest.mark.parametrize(

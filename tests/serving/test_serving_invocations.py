@@ -163,7 +163,8 @@ def test_of_several_models_a_request_names_one(several: TestClient) -> None:
     text = several.post(PATH, json={**asked, "params": {"model": "writer", **greedy}}).json()["predictions"]
     assert "completions" in text[0]
     assert several.post(f"{PATH}?model=writer", json={**asked, "params": greedy}).json()["predictions"] == text
-    wrong(several.post(f"{PATH}?model=nobody", json=asked), 404)
+    found = wrong(several.post(f"{PATH}?model=nobody", json=asked), 404)
+    assert [one["field"] for one in found["errors"]] == ["params.model"]
     wrong(several.post(PATH, json={**asked, "params": {"model": 3}}), 422)
 
 
@@ -209,7 +210,6 @@ def test_what_does_not_fit_is_told_with_its_place(
         (b"text\na\n", "text/csv; charset=latin-1", 415),
         (b"PAR1", "application/vnd.apache.parquet", 415),
         (b"{}", "", 415),
-        (b"", "application/json", 400),
         (b"{", "application/json", 400),
         (b"[" * 90_000, "application/json", 400),
     ],
@@ -218,6 +218,16 @@ def test_a_body_that_cannot_be_read(
     twins: dict[str, tuple[TestClient, TestClient]], content: bytes, content_type: str, status: int
 ) -> None:
     wrong(twins["sentiment"][0].post(PATH, content=content, headers={"Content-Type": content_type}), status)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "told"), [("application/json", "a JSON object fits"), ("text/csv", "CSV with")]
+)
+def test_an_empty_body_is_told_what_fits(
+    twins: dict[str, tuple[TestClient, TestClient]], content_type: str, told: str
+) -> None:
+    answer = twins["sentiment"][0].post(PATH, content=b"", headers={"Content-Type": content_type})
+    assert told in wrong(answer, 400)["detail"]
 
 
 def wrong(answer: Response, status: int) -> dict[str, Any]:

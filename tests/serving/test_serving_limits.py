@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.app import create_app
+from serving.engine import Closed, Engine, Late, Overloaded
 from serving.models import go_live
 from serving.ratelimit import RateLimit, Table, subject
 from serving.settings import Settings
@@ -137,8 +138,8 @@ def test_a_process_that_dies_holds_nobody_up(tmp_path: Path) -> None:
 
 @pytest.fixture
 def limited(tiny: Path) -> Callable[..., TestClient]:
-    def make(**chosen: Any) -> TestClient:
-        return TestClient(create_app(Settings(**chosen), go_live([str(tiny)], threads=1)))
+    def make(client: str = "testclient", **chosen: Any) -> TestClient:
+        return TestClient(create_app(Settings(**chosen), go_live([str(tiny)], threads=1)), client=(client, 50000))
 
     return make
 
@@ -168,6 +169,28 @@ def test_inputs_over_http(limited: Callable[..., TestClient]) -> None:
         assert int(answer.headers["Retry-After"]) in (299, 300)
 
 
+@pytest.mark.parametrize(
+    ("error", "free"),
+    [
+        (Overloaded("too much", 1), True),
+        (Closed("closed"), True),
+        (Late("waited", begun=False), True),
+        (Late("worked", begun=True), False),
+    ],
+)
+def test_inputs_that_no_model_has_begun_are_not_paid(
+    limited: Callable[..., TestClient], error: Exception, free: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: Any, **__: Any) -> Any:
+        raise error
+
+    with limited(rate_inputs=0.01, rate_inputs_burst=4) as client:
+        monkeypatch.setattr(Engine, "predict", refuse)
+        codes = [client.post("/v1/sentiment", json={"inputs": ["good"] * 100}).status_code for _ in range(2)]
+        assert codes[0] == (504 if isinstance(error, Late) else 503)
+        assert codes[1] == (codes[0] if free else 429)
+
+
 def test_servers_with_one_state_share_one_count(limited: Callable[..., TestClient], tmp_path: Path) -> None:
     chosen: dict[str, Any] = {"rate": 0.001, "rate_burst": 3, "state": tmp_path}
     with limited(**chosen) as one, limited(**chosen) as two:
@@ -182,7 +205,7 @@ def test_nobody_s_forwarded_address_is_believed(limited: Callable[..., TestClien
 
 
 def test_but_a_trusted_proxy_s(limited: Callable[..., TestClient]) -> None:
-    with limited(rate=0.001, rate_burst=1, trusted_proxies="testclient, 10.1.0.0/16") as client:
+    with limited(rate=0.001, rate_burst=1, trusted_proxies="10.0.9.9, 10.1.0.0/16", client="10.0.9.9") as client:
         sent = ["10.0.0.1", "10.0.0.2", "10.0.0.1", "6.6.6.6, 10.0.0.2", "6.6.6.6, 10.0.0.3, 10.1.2.3"]
         codes = [client.get("/v1/models", headers={"X-Forwarded-For": one}).status_code for one in sent]
         assert codes == [200, 200, 429, 429, 200]

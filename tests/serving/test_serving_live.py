@@ -8,10 +8,8 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -35,10 +33,10 @@ from fastapi.testclient import TestClient
 from hypothesis import strategies as st
 
 from seqapp import bundle, references
-from seqapp.errors import ConfigError
+from seqapp.errors import ConfigError, SeqappError
 from seqapp.references import Reference, ReferenceNotFound, Target, Unreachable
 from seqapp.tasks.sentiment import SentimentInput
-from serving import deployment
+from serving import deployment, models
 from serving.app import ANSWERED, create_app
 from serving.cache import Cache
 from serving.deployment import Deployment, Wanted
@@ -49,6 +47,7 @@ from serving.reload import Reloader
 from serving.settings import Settings
 from tests.pipelines.servers import Server
 from tests.serving.conftest import MakeBundle, write_bundle, write_writer
+from tests.serving.scripted import Scripted, bundle_of
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["good soup", "a bad room, and it broke"]
@@ -472,13 +471,88 @@ def test_two_reloads_at_once_stand_in_line(make_bundle: MakeBundle, monkeypatch:
     async def twice() -> list[str]:
         reloader = Reloader(live, poll_seconds=0)
         async with reloader.running():
-            done = await asyncio.gather(reloader.reload(), reloader.reload(), reloader.renew(asked=False))
-        return [one.outcomes[0].outcome for one in done[:2]]
+            done = await asyncio.gather(reloader.renew(), reloader.renew(), reloader.renew(asked=False))
+        return [one[0].outcome for one in done]
 
     make_bundle(seed=1)
-    assert asyncio.run(twice()) == ["swapped", "unchanged"]
+    assert asyncio.run(twice()) == ["swapped", "unchanged", "unchanged"]
     assert most == 1
     live.close()
+
+
+def test_no_place_waits_for_a_reload_of_another(tmp_path: Path) -> None:
+    paths = [write_bundle(tmp_path / name) for name in ("first", "second")]
+    live = go_live([str(path) for path in paths], threads=1)
+    first, second = live
+    hangs, open_one = threading.Event(), live.opener.open
+
+    def opened(found: Any, place: Place, taken: Any) -> LiveModel:
+        if place.live is first:
+            assert hangs.wait(WAITING)
+        return open_one(found, place, taken)
+
+    async def both() -> list[Any]:
+        live.opener.open = opened  # type: ignore[method-assign]
+        reloader = Reloader(live, poll_seconds=0)
+        slow = asyncio.create_task(reloader.renew())
+        await asyncio.sleep(0)
+        async with asyncio.timeout(WAITING / 2):
+            while live.get("second") is second:
+                await asyncio.sleep(0.01)
+            quick = await reloader.renew("second")
+            looked = await reloader.renew(asked=False)
+        assert live.get("first") is first
+        hangs.set()
+        return [[one.outcome for one in outcomes] for outcomes in (await slow, quick, looked)]
+
+    for path in paths:
+        write_bundle(path, seed=1)
+    try:
+        assert asyncio.run(both()) == [["swapped"] * 2, ["unchanged"], ["unchanged"] * 2]
+    finally:
+        hangs.set()
+        live.close()
+
+
+def test_two_that_have_no_name_yet_do_not_take_the_same(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "same" for folder in ("a", "b")]
+    live = go_live([str(path) for path in paths], threads=1)
+    for path in paths:
+        write_bundle(path)
+    (kept,) = [one for one in asyncio.run(Reloader(live, poll_seconds=0).renew()) if one.outcome == "kept"]
+    assert "called 'same' is live already" in kept.reason
+    assert [model.id for model in live] == ["same"]
+    live.close()
+
+
+def test_a_warm_up_that_hangs_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "WARM_UP", 0.02)
+    running = Scripted(held=True)
+    engine = Engine(bundle_of(lambda: running), 1)
+    asked: Any = SimpleNamespace(golden=lambda: ([("ok", 1)], []))
+    with pytest.raises(SeqappError, match=r"not answered its golden questions within 0\.02 s"):
+        asyncio.run(models._warm_up(asked, engine))
+    engine.close()
+    running.gate.set()
+
+
+def test_a_reload_that_takes_longer_than_its_answer_may_goes_on(make_bundle: MakeBundle) -> None:
+    path = make_bundle()
+    live = go_live([str(path)], threads=1)
+    goes_on, find = threading.Event(), live.opener.find
+
+    def slow(reference: str) -> Any:
+        assert goes_on.wait(WAITING)
+        return find(reference)
+
+    with TestClient(create_app(Settings(poll_seconds=0, access_log=False), live)) as client:
+        live.opener.find = slow  # type: ignore[method-assign]
+        make_bundle(seed=1)
+        answer = client.post("/v1/models/reload", headers={"X-Request-Timeout": "0.05"})
+        assert answer.status_code == 504
+        assert "goes on" in answer.json()["detail"]
+        goes_on.set()
+        eventually(lambda: ask(client)[0] == version_of(path))
 
 
 def test_the_clock_notices_a_new_bundle(make_bundle: MakeBundle) -> None:
@@ -794,6 +868,18 @@ def test_a_damaged_memory_of_champions_is_told(registry: Registry, tmp_path: Pat
         go_live(threads=1, cache=Cache(tmp_path))
 
 
+def test_a_registry_whose_file_is_lost_is_down(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'lost.db'}")
+    with pytest.MonkeyPatch.context() as patch:
+        registry = Registry(patch)
+        registry.bundles, registry.aliases = {"m/1": tiny}, {"m@champion": "1"}
+        go_live(["m@champion"], threads=1, cache=Cache(tmp_path)).close()
+    live = go_live(["m@champion", "n@champion"], threads=1, cache=Cache(tmp_path))
+    assert [model.version for model in live if model.source.startswith("cache since")] == ["1"]
+    assert ["there is no registry" in one.reason for one in live.refused] == [True]
+    live.close()
+
+
 def test_no_home_and_no_cache_is_told(monkeypatch: pytest.MonkeyPatch, registry: Registry) -> None:
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -863,16 +949,25 @@ def test_names_of_a_registry_are_no_paths(registry: Registry, tmp_path: Path, ti
     assert len(list(tmp_path.rglob("bundle.yaml"))) == 5
 
 
-@pytest.fixture(scope="module")
-def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+@pytest.fixture(scope="module", autouse=True)
+def _starting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server | None]:
+    """A tracking server that starts, which takes seconds, while others are tested, if a test takes one."""
+    if not any("tracking" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        yield None
+        return
     folder = tmp_path_factory.mktemp("tracking")
     server = Server(folder, f"sqlite:///{folder / 'mlflow.db'}")
     server.start()
     try:
-        server.wait()
         yield server
     finally:
         server.kill()
+
+
+@pytest.fixture
+def tracking(_starting: Server) -> Server:
+    _starting.wait()
+    return _starting
 
 
 def test_a_real_tracking_server_promotes_rolls_back_and_goes_down(
@@ -907,73 +1002,69 @@ def test_a_real_tracking_server_promotes_rolls_back_and_goes_down(
 
 
 @contextmanager
-def workers(count: int, path: Path, state: Path) -> Iterator[list[tuple[subprocess.Popen[str], str]]]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("SEQAPP_")}
-    environment = {**kept, "SEQAPP_STATE": str(state), "SEQAPP_RELOAD_SECONDS": "2", "SEQAPP_POLL_SECONDS": "0"}
-    command = [sys.executable, "-m", "serving", str(path), "--port", "0"]
-    started = [
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(count)
-    ]
-    try:
-        found = []
-        for process in started:
-            assert process.stdout is not None
-            said = [process.stdout.readline() for _ in range(5)]
-            found.append((process, said[2].removeprefix("playground").strip()))
-        yield found
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """One that does nothing, in whose name a worker speaks."""
+    with subprocess.Popen(["sleep", "3600"]) as alive:
+        try:
+            yield alive
+        finally:
+            alive.kill()
 
 
-def reload(url: str) -> tuple[int, Any]:
-    request = urllib.request.Request(f"{url}v1/models/reload", b"{}", {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=WAITING) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
-def test_a_reload_asked_of_one_worker_reaches_all(make_bundle: MakeBundle, tmp_path: Path) -> None:
+def test_a_reload_asked_of_one_worker_reaches_all(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, state = make_bundle(), tmp_path / "state"
     state.mkdir()
+    monkeypatch.setattr("serving.reload.GLANCE", 0.02)
+    lives = [go_live([str(path)], threads=1) for _ in range(2)]
 
     def speak() -> list[str]:
-        return [post(f"{url}v1/sentiment", inputs=TEXTS)[0] for _, url in found]
+        return [next(iter(live)).version for live in lives]
 
-    with workers(2, path, state) as found:
-        (first, asked), (second, other) = found
-        assert speak() == [version_of(path)] * 2
-        make_bundle(seed=1)
-        status, told = reload(asked)
-        assert (status, told["workers"], [one["outcome"] for one in told["data"]]) == (200, 2, ["swapped"])
-        assert speak() == [version_of(path)] * 2
-        # One that does not move is told of, and obeys later.
-        second.send_signal(signal.SIGSTOP)
-        make_bundle(seed=2)
-        status, told = reload(asked)
-        assert status == 409
-        assert told["detail"] == f"1 swapped; no word yet from the worker {second.pid}"
-        second.send_signal(signal.SIGCONT)
-        # Both at the same time, each waiting for the other.
-        answers: list[int] = []
-        asking = [threading.Thread(target=lambda url=url: answers.append(reload(url)[0])) for _, url in found]
-        make_bundle(seed=3)
-        for thread in asking:
-            thread.start()
-        for thread in asking:
-            thread.join(WAITING)
-        assert answers == [200, 200]
-        assert speak() == [version_of(path)] * 2
-        # One that is dead is not waited for.
-        first.kill()
-        first.wait()
-        status, told = reload(other)
-        assert (status, told["workers"]) == (200, 1)
-        assert {file.name.partition("-")[0] for file in (state / "reload").iterdir()} == {"worker"}
+    def worker(live: Models, pid: int, patience: float) -> Reloader:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: pid)
+            return Reloader(live, poll_seconds=0, patience=patience, state=state)
+
+    async def reload(first: Reloader, second: Reloader) -> None:
+        async with first.running(), second.running():
+            assert speak() == [version_of(path)] * 2
+            make_bundle(seed=1)
+            told = await second.reload()
+            assert (told.workers, [one.outcome for one in told.outcomes]) == (2, ["swapped"])
+            assert speak() == [version_of(path)] * 2
+            # One that does not move is told of, and obeys later.
+            moves, renew = asyncio.Event(), second.renew
+
+            async def stands(*given: Any, **options: Any) -> Any:
+                await moves.wait()
+                return await renew(*given, **options)
+
+            monkeypatch.setattr(second, "renew", stands)
+            make_bundle(seed=2)
+            told = await first.reload()
+            assert (told.workers, told.missing) == (1, [mute.pid])
+            assert speak()[0] == version_of(path) != speak()[1]
+            moves.set()
+            # Both at the same time, each waiting for the other.
+            make_bundle(seed=3)
+            both = await asyncio.gather(first.reload(), second.reload())
+            assert [(told.workers, told.missing) for told in both] == [(2, [])] * 2
+            assert speak() == [version_of(path)] * 2
+            # One that is dead is not waited for.
+            mute.kill()
+            mute.wait()
+            moves.clear()
+            told = await first.reload()
+            assert (told.workers, told.missing) == (1, [])
+            assert {file.name.partition("-")[0] for file in (state / "reload").iterdir()} == {"worker"}
+
+    with process() as mute:
+        # Only the first waits in vain, and not for long.
+        asyncio.run(reload(worker(lives[0], os.getpid(), 1.0), worker(lives[1], mute.pid, WAITING)))
+    for live in lives:
+        live.close()
 
 
 # The file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.__main__ import main
+from serving.__main__ import GROUPS, main
+from serving.settings import OTHERS, Settings
+from serving.workers import url_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,8 +65,8 @@ def test_no_model_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     code, said = refused(capsys, str(tmp_path), str(tmp_path / "nowhere"), "--port", "0")
     assert code == 1
     assert said.splitlines() == [
-        f"serving: {tmp_path} is not live: {tmp_path}: not a bundle: it has no bundle.yaml",
-        f"serving: {tmp_path / 'nowhere'} is not live: {tmp_path / 'nowhere'}: no such directory",
+        f"serving: {tmp_path} is not live: not a bundle: it has no bundle.yaml",
+        f"serving: {tmp_path / 'nowhere'} is not live: no such directory",
         "serving: no model is live, so there is nothing to serve",
     ]
 
@@ -74,6 +77,86 @@ def test_a_wrong_setting_is_told(capsys: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.setenv("SEQAPP_MAX_ITEMS", "many")
     code, said = refused(capsys, "x")
     assert (code, "max_items ('many')" in said) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fits"),
+    [
+        ("trusted_proxies", "foo", "10.1.0.0/16"),
+        ("trusted_proxies", "10.1.2.3/16", "10.1.0.0/16"),
+        ("trusted_proxies", "10.0.0.7 *", "a single *"),
+        ("trusted_hosts", "http://foo", "api.example.org"),
+        ("trusted_hosts", "foo:8000", "api.example.org"),
+        ("cors_origins", "example.org", "https://example.org"),
+        ("cors_origins", "https://example.org/", "https://example.org"),
+        ("cors_origins", "https://Example.org", "https://example.org"),
+    ],
+)
+def test_what_can_never_match_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, value: str, fits: str
+) -> None:
+    monkeypatch.setenv(f"SEQAPP_{name.upper()}", value)
+    code, said = refused(capsys, "x")
+    assert code == 2
+    assert name in said
+    assert fits in said
+
+
+def test_what_can_match_is_taken() -> None:
+    settings = Settings(
+        trusted_proxies="10.0.0.7 fd00::/8",
+        trusted_hosts="* *.example.org a_b localhost [::1]",
+        cors_origins="* null https://example.org http://localhost:3000 http://[::1]:80 chrome-extension://abc",
+    )
+    assert Settings(**settings.model_dump()) == settings
+    assert Settings(trusted_proxies="*").trusted_proxies == ["*"]
+
+
+def test_a_typo_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("SEQAPP_PROT", "SEQAPP_CACHE", "SEQAPP_PORT"):
+        monkeypatch.setenv(name, "0")
+    _, said = refused(capsys, str(tmp_path))
+    assert said.splitlines()[0] == "serving: no setting is called SEQAPP_PROT, so it does nothing; did you mean " \
+        "SEQAPP_PORT?"  # fmt: skip
+    assert "SEQAPP_CACHE" not in said
+
+
+def test_every_variable_of_the_project_is_known() -> None:
+    sources = [file.read_text(encoding="utf-8") for part in ("seqapp", "pipelines", "deploy", "docs")
+               for file in (ROOT / part).rglob("*") if file.suffix in (".py", ".md", ".yaml")]  # fmt: skip
+    named = {name for text in sources for name in re.findall(r"SEQAPP_[A-Z_]*[A-Z]", text)}
+    assert "SEQAPP_TRACKING_WAIT" in named
+    assert named <= {f"SEQAPP_{name.upper()}" for name in Settings.model_fields} | set(OTHERS)
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [("--prot", "did you mean --port?"), ("--max-items=3", "the variable SEQAPP_MAX_ITEMS sets that"), ("--x", "--x")],
+)
+def test_an_unknown_option_is_told(capsys: pytest.CaptureFixture[str], given: str, hint: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["x", given])
+    assert capsys.readouterr().err.endswith(f"{hint}\n")
+
+
+def test_the_help_has_a_line_for_each_setting_and_the_name_that_was_typed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEQAPP_PROGRAM", "seqapp serve")
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert said.startswith("usage: seqapp serve ")
+    told = re.findall(r"^  SEQAPP_(\w+)=(\S*)  ", said, re.MULTILINE)
+    assert [name.lower() for name, _ in told] == [name for name in Settings.model_fields if name != "state"]
+    assert {("PORT", "8000"), ("MODELS", ""), ("ACCESS_LOG", "true"), ("KEYS", "")} <= set(told)
+    assert GROUPS.keys() <= Settings.model_fields.keys()
+
+
+def test_an_address_is_one_that_a_browser_finds() -> None:
+    assert url_of("127.0.0.1", 80) == "http://127.0.0.1:80"
+    assert url_of("::1", 80) == "http://[::1]:80"
+    assert url_of("0.0.0.0", 80) == url_of("::", 80) == f"http://{socket.gethostname()}:80"
 
 
 def test_models_come_from_the_environment_too(
@@ -124,6 +207,6 @@ def test_it_starts_answers_and_stops(tiny: Path, tmp_path: Path) -> None:
         process.wait()
     assert process.returncode == 0
     first, *requests = err.splitlines()
-    assert first.endswith("nowhere: no such directory")
+    assert first.endswith("nowhere is not live: no such directory")
     assert len(requests) == 1
     assert "POST '/v1/sentiment' 200" in requests[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -15,10 +16,14 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from seqapp.tasks.sentiment import SentimentInput
+from serving import models
 from serving.app import TASKS, create_app
 from serving.metrics import Metrics
 from serving.models import go_live
+from serving.reload import Reloader
 from serving.settings import Settings
+from tests.serving.conftest import MakeBundle
 
 ROOT = Path(__file__).parents[2]
 ALLOWED = {"task", "model", "version", "outcome", "le"}
@@ -91,6 +96,70 @@ def test_labels_are_those_of_the_contract_and_never_what_a_client_sent(counted: 
     assert secret not in said.lower()
     names = {label for _, labels in figures(said) for label, _ in labels}
     assert names <= ALLOWED, names
+
+
+def test_a_version_that_is_no_more_is_forgotten_with_all_that_it_was_asked() -> None:
+    metrics = Metrics()
+    for version in ("1", "2"):
+        model = ("sentiment", "tiny", version)
+        metrics.live(*model, is_live=True)
+        metrics.finished(*model, "ok", queued=0, computed=0, tokens=1)
+        metrics.batch(*model, inputs=1, seconds=0.1)
+        metrics.load(*model, waiting=1, running=1)
+        metrics.shadow(*model, agrees=True)
+    metrics.live("sentiment", "tiny", "1", is_live=False)
+    said = metrics.exposition("")[0].decode()
+    assert 'version="1"' not in said
+    assert figure(said, "seqapp_inputs_in_flight", version="2") == 2
+    # It may come back.
+    metrics.live("sentiment", "tiny", "1", is_live=True)
+    metrics.finished("sentiment", "tiny", "1", "ok", queued=0, computed=0, tokens=1)
+    said = metrics.exposition("")[0].decode()
+    assert figure(said, "seqapp_requests_total", version="1") == figure(said, "seqapp_model_live", version="1") == 1
+
+
+def test_a_swap_leaves_no_figures_of_the_version_before(make_bundle: MakeBundle) -> None:
+    metrics = Metrics()
+    live = go_live([str(make_bundle())], threads=1, observer=metrics)
+    (before,) = live
+
+    async def swap() -> None:
+        asked = [asyncio.create_task(before.predict([SentimentInput(text="good soup")])) for _ in range(3)]
+        await asyncio.sleep(0)
+        make_bundle(seed=1)
+        with before.engine.held():  # it is stopped, and tells of those that waited
+            await Reloader(live, poll_seconds=0, drain_seconds=0.01).renew()
+            await asyncio.wait([leaving] if (leaving := live.places[0].leaving) else [])
+        await asyncio.gather(*asked, return_exceptions=True)
+
+    asyncio.run(swap())
+    live.close()
+    before.engine._thread.join(10)
+    said = metrics.exposition("")[0].decode()
+    (after,) = live
+    assert f'version="{after.version}"' in said
+    assert f'version="{before.version}"' not in said
+
+
+def test_a_version_that_failed_its_warm_up_leaves_no_figures(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Metrics()
+    live = go_live([str(make_bundle())], threads=1, observer=metrics)
+    before = metrics.exposition("")[0].decode()
+    warm_up = models._warm_up
+
+    async def breaks(*given: Any) -> None:
+        await warm_up(*given)
+        raise RuntimeError("too late")
+
+    monkeypatch.setattr(models, "_warm_up", breaks)
+    make_bundle(seed=1)
+    (kept,) = asyncio.run(Reloader(live, poll_seconds=0).renew())
+    live.close()
+    assert kept.outcome == "kept"
+    said = metrics.exposition("")[0].decode()
+    assert re.findall('version="[^"]*"', said) == re.findall('version="[^"]*"', before)
 
 
 def test_the_media_type_is_what_prometheus_asks_for(counted: TestClient) -> None:

@@ -89,6 +89,7 @@ def test_a_stream_holds_the_same_text(client: OpenAI) -> None:
 
 def test_models_are_listed(client: OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny", "writer"]
+    assert client.models.retrieve("writer").id == "writer"
 
 
 def test_errors_are_the_packages_own(client: OpenAI) -> None:

@@ -108,6 +108,7 @@ def test_a_body_that_is_too_large(client: TestClient, declared: bool) -> None:
 def test_an_unknown_model_is_named_with_what_there_is(client: TestClient) -> None:
     found = problem(client.post("/v1/sentiment", json={"inputs": "a", "model": "tinny"}), 404, "unknown-model")
     assert "'tinny'; did you mean 'tiny'? known: tiny, other" in found.detail
+    assert [one.field for one in found.errors] == ["model"]
     body = json.dumps({"inputs": "a", "model": "\ud800"})
     problem(client.post("/v1/sentiment", content=body, headers=JSON), 404, "unknown-model")
 
@@ -155,6 +156,16 @@ def test_no_live_model(settings: Settings) -> None:
         answer = client.post("/v1/sentiment", json={"inputs": "a"})
         assert "no sentiment model is live" in problem(answer, 404, "unknown-model").detail
         assert client.get("/v1/models").json()["data"] == []
+
+
+def test_a_server_that_stops_is_alive_and_not_ready(settings: Settings) -> None:
+    app = create_app(settings, Models([]))
+    with TestClient(app) as client:
+        app.state.stopping = True
+        answer = client.get("/readyz")
+        assert problem(answer, 503, "not-ready").detail == "the server is stopping"
+        assert answer.headers["Retry-After"] == "5"
+        assert client.get("/livez").status_code == 200
 
 
 def test_a_request_that_is_cut_off_when_the_server_stops(settings: Settings) -> None:

@@ -33,6 +33,10 @@ def test_what_a_person_chooses_reaches_ray(tiny: Path, monkeypatch: pytest.Monke
     (given,) = deployment.init_args
     assert given["models"] == [str(tiny)]
     assert given["shutdown_seconds"] == 3
+    # A replica has another working directory.
+    for audit_log, meant in (("audit.jsonl", str(tiny.parent / "audit.jsonl")), ("-", "-")):
+        (given,) = app(Options(settings={"audit_log": audit_log}))._bound_deployment.init_args
+        assert given["audit_log"] == meant
     with pytest.raises(ValidationError, match="max_items"):
         app(Options(settings={"max_items": "many"}))
     with pytest.raises(ValidationError, match="replicas"):

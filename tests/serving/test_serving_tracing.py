@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from fastapi.testclient import TestClient
@@ -19,7 +20,6 @@ from serving.app import create_app
 from serving.models import go_live
 from serving.settings import Settings
 
-ROOT = Path(__file__).parents[2]
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -77,6 +77,7 @@ def test_refused_requests_and_streams_are_spans_and_probes_are_none(
     assert refused.attributes is not None
     assert refused.attributes["http.response.status_code"] == 422
     assert stream.name == "POST /v1/completions"
+    assert [span.name for span in kept.get_finished_spans() if span.name in ("queue", "model")] == ["queue"]
 
 
 def test_a_target_that_does_not_fit_is_told() -> None:
@@ -84,13 +85,24 @@ def test_a_target_that_does_not_fit_is_told() -> None:
         tracing.provider("collector:4318")
 
 
-def test_without_traces_the_sdk_is_not_even_imported(tiny: Path) -> None:
-    code = (
-        "import sys\nfrom serving.settings import Settings\nfrom serving.app import create_app\n"
-        "from serving.models import go_live\nfrom fastapi.testclient import TestClient\n"
-        f"with TestClient(create_app(Settings(), go_live([{str(tiny)!r}], threads=1))) as client:\n"
-        "    assert client.get('/readyz').status_code == 200\n"
-        "    assert 'traceresponse' not in client.post('/v1/sentiment', json={'inputs': 'good'}).headers\n"
-        "assert not [name for name in sys.modules if name.startswith('opentelemetry.sdk')]\n"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+def test_without_traces_the_sdk_is_not_even_imported(settings: Settings, tiny: Path) -> None:
+    before = forget()
+    try:
+        app = import_module("serving.app")
+        assert app.create_app is not create_app  # it was imported anew
+        live = import_module("serving.models").go_live([str(tiny)], threads=1)
+        with TestClient(app.create_app(import_module("serving.settings").Settings(), live)) as client:
+            assert client.get("/readyz").status_code == 200
+            answer = client.post("/v1/sentiment", json={"inputs": "good"})
+            assert answer.status_code == 200
+            assert "traceresponse" not in answer.headers
+        assert not [name for name in sys.modules if name.startswith("opentelemetry.sdk")]
+    finally:
+        forget()
+        sys.modules.update(before)
+
+
+def forget() -> dict[str, ModuleType]:
+    """The server's modules and those of the SDK, which are imported anew from now on."""
+    names = [name for name in sys.modules if f"{name}.".startswith(("serving.", "opentelemetry.sdk."))]
+    return {name: sys.modules.pop(name) for name in names}

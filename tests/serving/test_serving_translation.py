@@ -15,12 +15,12 @@ from httpx2 import Response
 from seqapp import bundle
 from seqapp.data.pairs import SentencePair
 from seqapp.tasks import TASKS
-from seqapp.tasks.translation import Translation
+from seqapp.tasks.translation import END_COST, Translation
 from seqapp.translation import TranslationInput
 from serving.app import create_app
 from serving.models import LiveModel, go_live
 from serving.problems import Problem
-from serving.routes.translation import END_COST, Language, TranslationAnswer
+from serving.routes.translation import Language, TranslationAnswer
 from serving.settings import Settings
 
 PATH = "/translate"
@@ -245,15 +245,15 @@ def test_languages_are_listed_with_their_targets(translator: TestClient, client:
         ({"q": ["go .", 3]}, "q[1]", "a text fits, not a number"),
         ({"q": ["a"] * 5}, "q", "5 texts are too many; at most 4"),
         ({"q": ["a", "b" * 5_001]}, "q[1]", "5001 characters; at most 5000"),
-        ({"q": "b" * 4_001}, "q", "(4001 characters + 10 x 0 sentence ends) x 5 beams are 20005; at most 20000"),
-        ({"q": "go.\n" * 200}, "q", "(800 characters + 10 x 400 sentence ends) x 5 beams are 24000"),
+        ({"q": "b" * 4_001}, "q", "20005 (characters + 10 x sentence ends) x beams in all; at most 20000"),
+        ({"q": "go.\n" * 200}, "q", "24000 (characters + 10 x sentence ends) x beams"),
         (
             {"q": "b" * 100, "beam_size": 64, "return_attention": True, "alternatives": 64},
             "alternatives",
             "less than 64",
         ),
-        ({"q": ["b" * 2_000] * 3}, "q", "(6000 characters + 10 x 0 sentence ends) x 5 beams are 30000"),
-        ({"q": "b" * 201, "return_attention": True}, "return_attention", "201 characters are too many"),
+        ({"q": ["b" * 2_000] * 3}, "q", "30000 (characters + 10 x sentence ends) x beams"),
+        ({"q": "b" * 201, "return_attention": True}, "return_attention", "201 characters with attention in all"),
         ({"source": "de", "target": "de"}, "target", "it is 'de', and so is source"),
         ({"target": "xx"}, "target", "no live model translates 'en' -> 'xx'; what fits: en -> de, en -> fr, fr -> de"),
         ({"source": "cs"}, "source", "no live model translates 'cs' -> 'de'; what fits: en -> de"),

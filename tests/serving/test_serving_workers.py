@@ -31,19 +31,26 @@ PATIENCE = 120
 """Seconds that nothing here takes, however busy the machine is."""
 
 
-class Running:
-    """``python -m serving`` as a person runs it."""
+HANG = 1.0
+"""Seconds of silence after which a worker is killed; it gives ten signs of life in that time."""
+STUB = "tests.serving.stub"
+"""Starts quickly, since it has no model."""
 
-    def __init__(self, *arguments: str, **settings: object) -> None:
+
+class Running:
+    """``python -m serving`` as a person runs it, or the same processes without models, in a group of their own."""
+
+    def __init__(self, *arguments: str, module: str = "serving", **settings: object) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SEQAPP_")}
         environment |= {f"SEQAPP_{key.upper()}": str(value) for key, value in settings.items()}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "serving", *arguments, "--port", "0"],
+            [sys.executable, "-m", module, *arguments, "--port", "0"],
             cwd=ROOT,
             env={**environment, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         self.said: list[str] = []
         self._reader = threading.Thread(target=self._read)
@@ -108,8 +115,8 @@ class Running:
 
 
 @contextmanager
-def running(*arguments: str, **settings: object) -> Iterator[Running]:
-    server = Running(*arguments, **settings)
+def running(*arguments: str, module: str = "serving", **settings: object) -> Iterator[Running]:
+    server = Running(*arguments, module=module, **settings)
     try:
         yield server
     finally:
@@ -151,68 +158,128 @@ def load(server: Running, threads: int = 2) -> Iterator[Counter[str]]:
         assert not any(thread.is_alive() for thread in asking), "a request hangs"
 
 
+class Held:
+    """A request whose last byte has not been sent."""
+
+    def __init__(self, server: Running) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+        self._connection.putrequest("POST", "/held")
+        self._connection.putheader("Content-Length", "2")
+        self._connection.endheaders(b"x")
+        self._answer = self._connection.getresponse()
+        self.pid = int(self._answer.headers["X-Pid"])
+
+    def finish(self) -> bytes:
+        with closing(self._connection):
+            assert self._connection.sock is not None
+            self._connection.sock.sendall(b"x")
+            return self._answer.read()
+
+
+def hold(server: Running) -> list[Held]:
+    """Requests until each of two workers has one."""
+    found = [Held(server)]
+
+    def more() -> bool:
+        found.append(Held(server))
+        return len({one.pid for one in found}) == 2
+
+    until(more)
+    return found
+
+
 @pytest.fixture(scope="module")
-def two(tiny: Path, writers: list[str]) -> Iterator[Running]:
-    with running(str(tiny), writers[0], "nowhere", workers=2, hang_seconds=2, shutdown_seconds=5) as server:
-        server.lines = server.welcome()  # type: ignore[attr-defined]
+def stub() -> Iterator[Running]:
+    with running(module=STUB, workers=2, hang_seconds=HANG, shutdown_seconds=30) as server:
+        server.welcome()
         yield server
 
 
-def test_all_workers_are_there_when_it_says_so_and_it_says_so_once(two: Running) -> None:
-    lines: list[str] = two.lines  # type: ignore[attr-defined]
-    assert lines[0] == "seqapp answers with"
-    assert sum("tiny" in line for line in lines) == 1
-    assert sum("nowhere is not live" in line for line in two.said) == 1
-    assert len(two.children()) == 2
-
-
-def test_every_worker_tells_the_figures_of_all(two: Running) -> None:
-    with two.asked("/metrics") as answer:
-        said = answer.read().decode()
-    assert re.search(r'^seqapp_model_live{[^}]*model="tiny"[^}]*} 2.0$', said, re.MULTILINE)
-
-
-def test_a_killed_worker_is_replaced_and_the_other_goes_on(two: Running) -> None:
-    before = two.children()
-    with load(two) as seen:
+def test_a_killed_worker_is_replaced_and_the_other_goes_on(stub: Running) -> None:
+    before = stub.children()
+    with load(stub) as seen:
         until(lambda: seen["200"] > 20)
         victim = min(before)
         os.kill(victim, signal.SIGKILL)
-        until(lambda: len(two.children() - before) == 1)
-        until(lambda: any(f"worker {victim} was ended by SIGKILL" in line for line in two.said))
+        until(lambda: len(stub.children() - before) == 1)
+        until(lambda: any(f"worker {victim} was ended by SIGKILL" in line for line in stub.said))
         many = seen["200"]
         until(lambda: seen["200"] > many + 20)
-    assert victim not in two.children()
+    assert victim not in stub.children()
     # Each thread had at most one request in the worker that died, and that one was cut off, not kept waiting.
     assert seen.total() - seen["200"] <= 2, seen
-    assert len(two.children()) == 2
+    assert len(stub.children()) == 2
 
 
-def test_a_worker_that_hangs_is_replaced(two: Running) -> None:
-    victim = min(two.children(), key=lambda pid: psutil.Process(pid).create_time())  # which is not still loading
+def test_a_worker_that_hangs_is_replaced(stub: Running) -> None:
+    victim = min(stub.children(), key=lambda pid: psutil.Process(pid).create_time())  # which is not still loading
     os.kill(victim, signal.SIGSTOP)
-    until(lambda: any(re.search(rf"worker {victim} was silent for \d+ s and was killed", line) for line in two.said))
-    until(lambda: len(children := two.children()) == 2 and victim not in children)
+    until(lambda: any(re.search(rf"worker {victim} was silent for \d+ s and was killed", line) for line in stub.said))
+    until(lambda: len(children := stub.children()) == 2 and victim not in children)
 
 
-def test_hangup_renews_the_workers_one_after_the_other_without_losing_a_request(two: Running) -> None:
-    before = until(lambda: children if len(children := two.children()) == 2 else None)
-    with load(two) as seen:
-        two.process.send_signal(signal.SIGHUP)
-        until(lambda: len(children := two.children()) == 2 and not children & before)
+def test_hangup_renews_the_workers_one_after_the_other_without_losing_a_request(stub: Running) -> None:
+    before = until(lambda: children if len(children := stub.children()) == 2 else None)
+    with load(stub) as seen:
+        stub.process.send_signal(signal.SIGHUP)
+        until(lambda: len(children := stub.children()) == 2 and not children & before)
         many = seen["200"]
         until(lambda: seen["200"] > many + 10)
     assert set(seen) == {"200"}
 
 
-def test_stop_ends_streams_with_an_event_and_answers_what_was_accepted(tiny: Path, writers: list[str]) -> None:
+def test_a_group_that_is_told_to_stop_answers_what_was_accepted() -> None:
+    with running(module=STUB, workers=2, shutdown_seconds=30) as server:
+        server.welcome()
+        asked = hold(server)
+        os.killpg(server.process.pid, signal.SIGTERM)
+        until(lambda: refuses(server))
+        time.sleep(0.3)  # in which a worker that was told twice would be gone
+        assert [one.finish() for one in asked] == [b"done"] * len(asked)
+        assert server.end() == 0
+
+
+def test_a_worker_that_is_renewed_may_finish_though_it_takes_long_and_the_server_stops() -> None:
+    with running(module=STUB, workers=2, hang_seconds=HANG, shutdown_seconds=30) as server:
+        server.welcome()
+        before = server.children()
+        asked = hold(server)
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: (one := Held(server)).finish() and one.pid not in before)
+        time.sleep(HANG + 0.3)  # in which one that is held to be hanging would be gone
+        assert before <= server.children()
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: refuses(server))
+        time.sleep(0.3)
+        assert [one.finish() for one in asked] == [b"done"] * len(asked)
+        assert server.end() == 0
+    assert not server.said
+
+
+def refuses(server: Running) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", server.port), PATIENCE).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_two_workers_say_so_once_count_together_and_stop_in_good_order(tiny: Path, writers: list[str]) -> None:
     # Nothing answers so many tokens within the two seconds.
     endless = {"prompt": "", "min_tokens": 4096, "max_tokens": 4096, "n": 64, "stream": True}
     short = {"prompt": "the", "min_tokens": 50, "max_tokens": 50}
     ends: list[list[bytes]] = []
     got: list[int] = []
-    with running(str(tiny), writers[0], workers=2, shutdown_seconds=2) as server:
-        server.welcome()
+    nowhere = str(tiny.parent / "nowhere")
+    with running(str(tiny), writers[0], nowhere, workers=2, shutdown_seconds=2) as server:
+        lines = server.welcome()
+        assert lines[0] == "seqapp answers with"
+        assert sum("tiny" in line for line in lines) == 1
+        assert sum("nowhere is not live" in line for line in server.said) == 1
+        assert len(server.children()) == 2
+        with server.asked("/metrics") as answer:
+            said = answer.read().decode()
+        assert re.search(r'^seqapp_model_live{[^}]*model="tiny"[^}]*} 2.0$', said, re.MULTILINE)
         state = until(lambda: folder_of(server))
 
         def read() -> None:
@@ -245,23 +312,23 @@ def accepted(server: Running) -> float:
     return sum(map(float, found))
 
 
-def test_it_says_that_it_stops_while_the_port_stays_open_and_a_second_signal_ends_it(tiny: Path) -> None:
-    with running(str(tiny), drain_delay_seconds=3600) as server:
+@pytest.mark.parametrize("count", [1, 2])
+def test_it_says_that_it_stops_while_the_port_stays_open_and_a_second_signal_ends_it(count: int) -> None:
+    with running(module=STUB, workers=count, drain_delay_seconds=3600) as server:
         server.welcome()
+        children = server.children()
         assert server.status("/readyz") == 200
         server.process.send_signal(signal.SIGTERM)
         until(lambda: server.status("/readyz") == 503)
-        with server.asked("/readyz") as answer:
-            assert answer.headers["Retry-After"] == "5"
-            assert json.load(answer)["detail"] == "the server is stopping"
         until(lambda: closes(server))
         server.process.send_signal(signal.SIGTERM)
         assert server.end() == 128 + signal.SIGTERM
+        assert not any(map(psutil.pid_exists, children))
 
 
 def closes(server: Running) -> bool:
     """Whether an answer says that its connection ends."""
-    with server.asked("/v1/sentiment", {"inputs": "good soup"}) as answer:
+    with server.asked("/") as answer:
         assert answer.status == 200
         return answer.headers["Connection"] == "close"
 
@@ -272,24 +339,29 @@ def folder_of(server: Running) -> Path | None:
     return Path(found).parent if found else None
 
 
-def test_a_stop_signal_while_workers_load_ends_them(tiny: Path) -> None:
-    with running(str(tiny), workers=2) as server:
+def test_a_stop_signal_while_workers_load_ends_them() -> None:
+    with running("loading", module=STUB, workers=2) as server:
         children = until(lambda: found if len(found := server.children()) == 2 else None)
         server.process.send_signal(signal.SIGTERM)
         assert server.end() == 0
         until(lambda: not any(map(psutil.pid_exists, children)))
 
 
-def test_a_model_that_no_worker_can_load_ends_the_start(tmp_path: Path) -> None:
-    with running(str(tmp_path), workers=2) as server:
+def test_a_model_that_no_worker_can_load_ends_the_start() -> None:
+    with running("refused", module=STUB, workers=2) as server:
         assert server.end() == 1
         until(lambda: len(server.said) == 2)
-    assert "not a bundle" in server.said[0]
-    assert server.said[1] == "serving: no model is live, so there is nothing to serve\n"
+    assert server.said == [
+        "serving: refused is not live\n",
+        "serving: no model is live, so there is nothing to serve\n",
+    ]
 
 
-def test_workers_end_with_a_parent_that_was_killed(tiny: Path) -> None:
-    with running(str(tiny), workers=2) as server:
+@pytest.mark.parametrize("model", ["loading", "answering"])
+def test_workers_end_with_a_parent_that_was_killed(model: str) -> None:
+    with running(model, module=STUB, workers=2) as server:
+        if model == "answering":
+            server.welcome()
         children = until(lambda: found if len(found := server.children()) == 2 else None)
         server.process.kill()
         until(lambda: not any(map(alive, children)))
