@@ -342,9 +342,10 @@ def overload(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
               "SEQAPP_MAX_CLIENT_CONNECTIONS": str(2 * CONNECTIONS)}  # fmt: skip
     server = ours(save_classifier(folder, 0))._replace(variables=bounds)
     with running(server, folder, options.threads, texts()[0]) as (port, pid):
-        closed(server, port, folder, 64, options.warm_up)
-        full = closed(server, port, folder, 64, options.seconds)
-        capacity = full["requests"] / full["seconds"]
+        together = min(64, options.in_flight)  # so that nothing is refused yet
+        closed(server, port, folder, together, options.warm_up)
+        full = closed(server, port, folder, together, options.seconds)
+        capacity = (full["requests"] - full["failed"]) / full["seconds"]
         curve = []
         for level in LEVELS:
             found = told(paced(server, port, folder, level * capacity, options.seconds))
@@ -529,8 +530,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6, help="of one measurement")
     parser.add_argument("--warm-up", type=float, default=2, help="seconds before it")
     parser.add_argument("--minutes", type=float, default=10, help="of the long overload")
-    parser.add_argument("--wait-ms", type=float, default=5, help="of the overload: the longest wait that is accepted")
-    parser.add_argument("--in-flight", type=int, default=64, help="of the overload: most requests in hand at once")
+    parser.add_argument(
+        "--wait-ms", type=float, default=1000, help="of the overload: the longest wait that is accepted"
+    )
+    parser.add_argument("--in-flight", type=int, default=16, help="of the overload: most requests in hand at once")
     parser.add_argument("--swap-seconds", type=float, default=1.5, help="between two reloads")
     parser.add_argument("--quick", action="store_true", help="a short run that records nothing")
     options = parser.parse_args()

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.problems import ProblemError, respond
 
-APART = 0.001
+APART = 0.0005
 """Seconds between refusals, about."""
 
 

@@ -228,6 +228,7 @@ class GuardedProtocol(HttpToolsProtocol):
             detail = "a body beside an offer to upgrade cannot be read; HTTP/1.1 without Upgrade fits"
             self._give_up(ProblemError("malformed-request", detail))
         super().on_headers_complete()
+        self.cycle.transport = _Together(self.transport, self.loop)  # type: ignore[assignment]
         self._phase, self._since, self._size = "body", monotonic(), 0
 
     def on_body(self, body: bytes) -> None:
@@ -347,6 +348,45 @@ class GuardedProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if not self.transport.is_closing() and self.transport.can_write_eof():
             self.transport.write_eof()
+
+
+class _Together:
+    """The transport of one answer, whose head leaves with the body that follows at once: one call of the system less.
+
+    Args:
+        transport: of the connection.
+        loop: in whose next turn the head leaves alone, where no body has followed.
+    """
+
+    __slots__ = ("_begun", "_head", "_loop", "_transport", "_waits")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._begun, self._head = False, b""
+        self._waits: asyncio.Handle | None = None
+
+    def write(self, data: bytes) -> None:
+        if not self._begun:
+            self._begun, self._head = True, data
+            self._waits = self._loop.call_soon(self._flush)
+        elif self._head:
+            self._flush(data)
+        else:
+            self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self, body: bytes = b"") -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            if self._waits is not None:
+                self._waits.cancel()
+            self._transport.writelines((head, body))
 
 
 def _too_large(limits: Limits) -> ProblemError:
